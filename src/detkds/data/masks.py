@@ -1,0 +1,46 @@
+"""Segmentations of the COCO format (polygons or run lengths) as bool masks, and back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+
+from detkds.errors import DataError
+
+
+def rasterise(segmentation: Any, height: int, width: int, *, where: str = "segmentation") -> np.ndarray:
+    """Draw one object's segmentation as a ``(H, W)`` bool mask.
+
+    Args:
+        segmentation: a list of polygons ``[x1, y1, x2, y2, ...]``, or run lengths ``{"counts", "size"}`` with counts
+            as numbers or as a compressed string.
+        where: how to name the object in an error.
+
+    Raises:
+        DataError: the segmentation is empty, malformed or meant for another image size.
+    """
+    if not segmentation:
+        raise DataError(f"{where}: masks were asked for, but this annotation has no segmentation")
+    try:
+        if isinstance(segmentation, dict):
+            if list(segmentation["size"]) != [height, width]:
+                raise ValueError(f"expected size [{height}, {width}], got {segmentation['size']}")
+            runs = segmentation
+            if isinstance(runs["counts"], list):
+                runs = coco_mask.frPyObjects(runs, height, width)
+        else:
+            if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+                raise ValueError("expected polygons of at least 3 x, y points")
+            runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        return coco_mask.decode(cast(Any, runs)).astype(bool)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where}: the segmentation cannot be drawn ({error}); mend or remove it") from error
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Write a ``(H, W)`` bool mask as compressed run lengths that JSON can hold."""
+    runs = cast(Any, coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))))
+    counts = runs["counts"]
+    return {"size": [int(side) for side in mask.shape], "counts": counts if isinstance(counts, str) else counts.decode()}

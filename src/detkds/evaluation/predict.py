@@ -1,0 +1,65 @@
+"""Running a detector over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from detkds.data.coco import CocoDataset
+from detkds.data.loader import evaluation_batches
+from detkds.data.store import ImageStore
+from detkds.detectors.base import Detector
+from detkds.evaluation.coco_ap import rescale
+from detkds.structures import Detections
+
+
+def predict_dataset(
+    detector: Detector,
+    dataset: CocoDataset,
+    *,
+    size: int,
+    batch_size: int,
+    device: torch.device | str,
+    store: ImageStore | None = None,
+    workers: int = 0,
+) -> dict[int, Detections]:
+    """Detections of every image by id, on the CPU, boxes in original pixels.
+
+    The detector predicts in evaluation mode without gradients; the modes of all its parts are put back afterwards.
+
+    Args:
+        size: longer side of the network input in pixels.
+        store: an ``ImageStore(dataset, size)`` to keep decoded images between calls.
+    """
+    found: dict[int, Detections] = {}
+    batches = evaluation_batches(dataset, size=size, batch_size=batch_size, store=store, workers=workers)
+    with evaluating(detector), torch.inference_mode():
+        for batch in batches:
+            assert batch.scales is not None, "evaluation batches carry their scales"
+            for image_id, detections, scale in zip(
+                batch.image_ids, detector.predict(batch.to(device)), batch.scales, strict=True
+            ):
+                record = dataset.records[image_id]
+                original = rescale(_on_cpu(detections), scale, (record.height, record.width))
+                found[image_id] = original
+    return found
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the length of a block; afterwards every part has its own mode again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _on_cpu(detections: Detections) -> Detections:
+    masks = None if detections.masks is None else detections.masks.cpu()
+    return Detections(detections.boxes.cpu(), detections.scores.cpu(), detections.labels.cpu(), masks)
