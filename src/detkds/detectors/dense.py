@@ -1,0 +1,104 @@
+"""What RetinaNet and FCOS share: one pass over anchors on a pyramid, responses per level, torchvision's predictions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS as TorchvisionFCOS
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+
+from detkds.detectors.base import Detector
+from detkds.detectors.pyramid import AnchorGrid, full_precision
+from detkds.structures import Batch, DetectorInfo, DetectorOutput, Detections, FeatureSpec, Layout
+
+
+class DenseDetector(Detector):
+    """A one-stage detector around torchvision's model of the same name.
+
+    ``model`` is used for its parts and its parameter names; images are normalised and resized elsewhere.
+
+    Attributes:
+        responses: whether a pass in evaluation mode runs the head. Set it to False on a frozen teacher whose
+            features alone are imitated: the head is most of the cost of a pass. ``predict`` is not affected.
+    """
+
+    def __init__(
+        self,
+        model: TorchvisionRetinaNet | TorchvisionFCOS,
+        grid: AnchorGrid,
+        layout: Layout,
+        class_names: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__(class_names, mean, std)
+        self.model = model
+        self.grid = grid
+        self.responses = True
+        strides: dict[str, int] = model.backbone.strides
+        self.info = DetectorInfo(
+            {level: FeatureSpec(model.backbone.out_channels, stride) for level, stride in strides.items()}, layout
+        )
+
+    @abstractmethod
+    def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The detector's own losses; ``heads`` hold ``(N, M, ...)`` rows, ``anchors`` ``(H W A, 4)`` per level."""
+
+    @abstractmethod
+    def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes ``(N, M, 4)`` in pixels from the head's numbers ``(N, M, 4)`` at ``anchors (M, 4)``."""
+
+    def forward(self, batch: Batch) -> DetectorOutput:
+        """One pass; see :meth:`Detector.forward`. Losses are given in training mode, where there are targets."""
+        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        output = DetectorOutput(features, batch.image_sizes, self.info.layout)
+        if not (self.training or self.responses):
+            return output
+        heads, anchors = self._heads(features)
+        output.logits = self._per_level(heads["cls_logits"], features)
+        output.regression = self._per_level(heads["bbox_regression"], features)
+        output.boxes = self._per_level(self.decode(heads["bbox_regression"], torch.cat(anchors)), features)
+        if self.training and batch.targets is not None:
+            output.losses = self.losses(heads, anchors, batch)
+        return output
+
+    def predict(self, batch: Batch) -> list[Detections]:
+        """Detections of each image; see :meth:`Detector.predict`."""
+        heads, anchors = self._heads(self.model.backbone(self.normalise(batch)))
+        lengths = [len(level) for level in anchors]
+        split = {name: list(rows.split(lengths, dim=1)) for name, rows in heads.items()}
+        sizes = [(height, width) for height, width in batch.image_sizes.tolist()]
+        found = self.model.postprocess_detections(split, [anchors] * len(sizes), sizes)
+        return [Detections(one["boxes"], one["scores"], one["labels"]) for one in found]
+
+    def home_state_dict(self) -> dict[str, Tensor]:
+        """The live weights under torchvision's names."""
+        return self.model.state_dict()
+
+    @staticmethod
+    def is_backbone(name: str) -> bool:
+        """Whether a state-dict name belongs to the timm body."""
+        return name.startswith("model.backbone.body.")
+
+    def _heads(self, features: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        levels = list(features.values())
+        heads: dict[str, Tensor] = self.model.head(levels)
+        return {name: full_precision(rows) for name, rows in heads.items()}, self.grid(levels)
+
+    def _per_level(self, rows: Tensor, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows ``(N, sum of H W A, C)`` as views ``{level: (N, C, A, H, W)}``."""
+        anchors = self.grid.per_cell
+        shapes = [level.shape[-2:] for level in features.values()]
+        parts = rows.split([height * width * anchors for height, width in shapes], dim=1)
+        return {
+            level: part.unflatten(1, (height, width, anchors)).permute(0, 4, 3, 1, 2)
+            for level, part, (height, width) in zip(features, parts, shapes, strict=True)
+        }
+
+
+def head_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with the most groups, up to 32, that divide the channels (Wu and He 2018)."""
+    return nn.GroupNorm(max(groups for groups in range(1, 33) if channels % groups == 0), channels)

@@ -1,0 +1,137 @@
+"""Which anchor is responsible for which object, for a whole batch at once.
+
+The rules are torchvision's; the results are indices into an image's objects, or :data:`BACKGROUND` or
+:data:`IGNORED`. Images differ in their number of objects, so objects are padded to the batch's most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from detkds.structures import Target
+
+BACKGROUND = -1
+IGNORED = -2
+CROWD_OVERLAP = 0.5
+"""The share of an anchor inside one crowd region above which it is not counted as background."""
+
+_MOST_PAIRS = 2**24
+"""Anchor-object pairs held at once; larger batches are matched a few images at a time."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of a batch: ``boxes (N, G, 4)``, ``labels (N, G)``, ``valid (N, G)``, ``crowds (N, Q, 4)``.
+
+    Boxes without area are not valid. ``crowds`` is None where no image has a crowd region.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    crowds: Tensor | None
+
+    @classmethod
+    def collect(cls, targets: Sequence[Target]) -> Objects:
+        """Pad the objects of all images to a common number, at least 1."""
+        device = targets[0]["boxes"].device
+        most = max(1, *(len(target["boxes"]) for target in targets))
+        boxes = torch.zeros(len(targets), most, 4, device=device)
+        labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
+        for row, target in enumerate(targets):
+            boxes[row, : len(target["boxes"])] = target["boxes"]
+            labels[row, : len(target["labels"])] = target["labels"]
+        valid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        crowds = [target.get("crowd_boxes", target["boxes"][:0]).float() for target in targets]
+        padded = pad_sequence(crowds, batch_first=True) if any(len(crowd) for crowd in crowds) else None
+        return cls(boxes, labels, valid, padded)
+
+    def chunks(self, num_anchors: int) -> Iterator[slice]:
+        """Slices of images, small enough for one table of all their pairs."""
+        images, most = self.labels.shape
+        step = max(1, _MOST_PAIRS // max(1, most * num_anchors))
+        for start in range(0, images, step):
+            yield slice(start, start + step)
+
+
+def match_by_iou(anchors: Tensor, objects: Objects, foreground: float, background: float) -> Tensor:
+    """Match anchors ``(M, 4)`` by IoU: ``(N, M)`` indices (Ren et al. 2015, section 3.1.2).
+
+    An anchor takes the object of highest IoU where that is at least ``foreground``; it is background below
+    ``background``; and the best anchors of every object, ties included, take their own best object at any IoU.
+    """
+    return torch.cat([_match_by_iou(anchors, objects, part, foreground, background) for part in objects.chunks(len(anchors))])
+
+
+def _match_by_iou(anchors: Tensor, objects: Objects, part: slice, foreground: float, background: float) -> Tensor:
+    boxes, valid = objects.boxes[part], objects.valid[part]
+    overlap = _intersection(boxes, anchors)  # (n, G, M)
+    iou = overlap / (_area(boxes)[..., None] + _area(anchors) - overlap)
+    iou = iou.masked_fill(~valid[..., None], -1.0)
+    best_iou, best = iou.max(dim=1)
+    matched = best.masked_fill(best_iou < foreground, IGNORED).masked_fill(best_iou < background, BACKGROUND)
+    highest = iou.amax(dim=2, keepdim=True)
+    rescued = ((iou == highest) & (highest > 0)).any(dim=1)
+    matched = torch.where(rescued, best, matched)
+    return ignore_crowds(matched, anchors, None if objects.crowds is None else objects.crowds[part])
+
+
+def match_by_centre(
+    anchors: Tensor, objects: Objects, radius: float, first_level: int, last_level: int
+) -> Tensor:
+    """Match the points of square anchors ``(M, 4)``, whose side is the stride: ``(N, M)`` indices.
+
+    A point takes an object where it lies inside its box, within ``radius`` strides of its centre, and the largest of
+    its four distances is between 4 and 8 strides (from 0 for the ``first_level`` finest anchors, without an upper
+    bound for the ``last_level`` coarsest); of several the smallest (Tian et al. 2019, section 3.2, and 2020).
+    """
+    stride = anchors[:, 2] - anchors[:, 0]
+    lower, upper = stride * 4, stride * 8
+    lower[:first_level] = 0
+    upper[len(upper) - last_level :] = torch.inf
+    points = (anchors[:, :2] + anchors[:, 2:]) / 2
+    matched = []
+    for part in objects.chunks(len(anchors)):
+        boxes = objects.boxes[part][:, None]  # (n, 1, G, 4)
+        corner = points[None, :, None]  # (1, M, 1, 2)
+        distances = torch.cat((corner - boxes[..., :2], boxes[..., 2:] - corner), dim=-1)  # (n, M, G, 4)
+        largest = distances.amax(-1)
+        offset = (corner - (boxes[..., :2] + boxes[..., 2:]) / 2).abs().amax(-1)
+        fits = (distances.amin(-1) > 0) & (offset < radius * stride[:, None])
+        fits &= (largest > lower[:, None]) & (largest < upper[:, None]) & objects.valid[part][:, None]
+        area = torch.where(fits, _area(boxes), torch.inf)
+        smallest, index = area.min(dim=-1)
+        found = index.masked_fill(smallest == torch.inf, BACKGROUND)
+        crowds = None if objects.crowds is None else objects.crowds[part]
+        matched.append(ignore_crowds(found, anchors, crowds))
+    return torch.cat(matched)
+
+
+def ignore_crowds(matched: Tensor, anchors: Tensor, crowds: Tensor | None) -> Tensor:
+    """``matched (N, M)`` with background anchors that lie mostly inside one crowd region ``(N, Q, 4)`` ignored."""
+    if crowds is None:
+        return matched
+    return matched.masked_fill((matched == BACKGROUND) & inside_crowd(anchors, crowds), IGNORED)
+
+
+def inside_crowd(boxes: Tensor, crowds: Tensor) -> Tensor:
+    """Whether more than half of each box ``(M, 4)`` lies in one of ``crowds (..., Q, 4)``: ``(..., M)``."""
+    share = _intersection(crowds, boxes) / _area(boxes).clamp_min(torch.finfo(boxes.dtype).tiny)
+    return (share > CROWD_OVERLAP).any(dim=-2)
+
+
+def _intersection(boxes: Tensor, others: Tensor) -> Tensor:
+    """Areas shared by ``boxes (..., G, 4)`` and ``others (M, 4)``: ``(..., G, M)``."""
+    boxes = boxes[..., None, :]
+    width = torch.minimum(boxes[..., 2], others[:, 2]) - torch.maximum(boxes[..., 0], others[:, 0])
+    height = torch.minimum(boxes[..., 3], others[:, 3]) - torch.maximum(boxes[..., 1], others[:, 1])
+    return width.clamp_(min=0) * height.clamp_(min=0)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
