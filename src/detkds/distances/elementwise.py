@@ -1,0 +1,70 @@
+"""Distances of single numbers: absolute, squared and Huber."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from detkds.arguments import check_arguments
+from detkds.distances.reduction import ALL_KINDS, element_distance
+from detkds.registry import DISTANCES
+from detkds.structures import Kind, Pair
+
+
+@DISTANCES.register("l1")
+@dataclass(frozen=True)
+class L1:
+    """Mean absolute difference, mean |s - t|.
+
+    Shapes:  any -> ()
+    Range:   [0, inf), in the units of the tensors.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
+
+    def __call__(self, pair: Pair) -> Tensor:
+        return element_distance(pair, lambda student, teacher: (student - teacher).abs())
+
+
+@DISTANCES.register("l2")
+@dataclass(frozen=True)
+class L2:
+    """Mean squared difference, mean (s - t)^2.
+
+    Shapes:  any -> ()
+    Range:   [0, inf), in the squared units of the tensors.
+    Differs: DetKDS prints the root of the sum of squares; its code, like FitNets and PKD, has the mean of squares.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
+
+    def __call__(self, pair: Pair) -> Tensor:
+        return element_distance(pair, lambda student, teacher: (student - teacher).square())
+
+
+@DISTANCES.register("smooth_l1")
+@dataclass(frozen=True)
+class SmoothL1:
+    """Squared where the sides are near, absolute where they are far.
+
+    d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, averaged over the elements.
+
+    Shapes:  any -> ()
+    Range:   [0, inf), in the units of the tensors.
+    Source:  Fast R-CNN (Girshick, ICCV 2015), equation 3.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    def __call__(self, pair: Pair) -> Tensor:
+        return element_distance(
+            pair, lambda student, teacher: F.smooth_l1_loss(student, teacher, reduction="none", beta=self.beta)
+        )

@@ -1,0 +1,189 @@
+"""Distances of boxes: one minus the members of the intersection-over-union family."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkds.distances.reduction import BOX_KINDS, row_distance
+from detkds.registry import DISTANCES
+from detkds.structures import Kind, Pair
+
+_EPS = 1e-7
+
+
+class _Overlap(NamedTuple):
+    """Two boxes per row, measured in units of the longer side of the smallest box that encloses both."""
+
+    iou: Tensor
+    union: Tensor
+    width_gap: Tensor
+    height_gap: Tensor
+    student_angle: Tensor
+    teacher_angle: Tensor
+    enclosing_width: Tensor
+    enclosing_height: Tensor
+    squared_offset: Tensor
+
+    @property
+    def offset_share(self) -> Tensor:
+        """Squared distance of the centres as a share of the enclosing box's squared diagonal."""
+        diagonal = self.enclosing_width.square() + self.enclosing_height.square()
+        return self.squared_offset / diagonal.clamp_min(_EPS)
+
+
+@DISTANCES.register("iou")
+@dataclass(frozen=True)
+class IoU:
+    """One minus intersection over union.
+
+    Four sides (e1, e2, e3, e4) are read as the box (-e1, -e2, e3, e4) around an origin that both share. All members
+    of the family are free of scale; boxes without area have IoU 0, or 1 where both are the same.
+
+    Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
+    Range:   [0, 1], no unit; averaged over the rows by weight.
+    Source:  UnitBox (Yu et al., 2016), in the linear form.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = BOX_KINDS
+
+    def __call__(self, pair: Pair) -> Tensor:
+        return row_distance(_as_boxes(pair), lambda student, teacher: 1 - _overlap(student, teacher).iou)
+
+
+@DISTANCES.register("giou")
+@dataclass(frozen=True)
+class GIoU:
+    """One minus IoU, plus the share of the enclosing box that neither box covers.
+
+    Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
+    Range:   [0, 2], no unit; averaged over the rows by weight.
+    Source:  Rezatofighi et al. (CVPR 2019), algorithm 1.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = BOX_KINDS
+
+    def __call__(self, pair: Pair) -> Tensor:
+        def distance(student: Tensor, teacher: Tensor) -> Tensor:
+            both = _overlap(student, teacher)
+            enclosing = both.enclosing_width * both.enclosing_height
+            return 1 - both.iou + (enclosing - both.union) / enclosing.clamp_min(_EPS)
+
+        return row_distance(_as_boxes(pair), distance)
+
+
+@DISTANCES.register("diou")
+@dataclass(frozen=True)
+class DIoU:
+    """One minus IoU, plus the squared distance of the centres over the enclosing box's squared diagonal.
+
+    Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
+    Range:   [0, 2], no unit; averaged over the rows by weight.
+    Source:  Zheng et al. (AAAI 2020), equation 7.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = BOX_KINDS
+
+    def __call__(self, pair: Pair) -> Tensor:
+        def distance(student: Tensor, teacher: Tensor) -> Tensor:
+            both = _overlap(student, teacher)
+            return 1 - both.iou + both.offset_share
+
+        return row_distance(_as_boxes(pair), distance)
+
+
+@DISTANCES.register("ciou")
+@dataclass(frozen=True)
+class CIoU:
+    """The DIoU distance plus alpha v, which compares aspect ratios.
+
+    v = 4 / pi^2 (atan(w_t / h_t) - atan(w_s / h_s))^2, alpha = v / (1 - IoU + v) without gradient.
+
+    Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
+    Range:   [0, 3], no unit; averaged over the rows by weight.
+    Source:  Zheng et al. (AAAI 2020), equations 8 to 11.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = BOX_KINDS
+
+    def __call__(self, pair: Pair) -> Tensor:
+        def distance(student: Tensor, teacher: Tensor) -> Tensor:
+            both = _overlap(student, teacher)
+            aspect = 4 / math.pi**2 * (both.teacher_angle - both.student_angle).square()
+            alpha = (aspect / (1 - both.iou + aspect).clamp_min(_EPS)).detach()
+            return 1 - both.iou + both.offset_share + alpha * aspect
+
+        return row_distance(_as_boxes(pair), distance)
+
+
+@DISTANCES.register("eiou")
+@dataclass(frozen=True)
+class EIoU:
+    """The DIoU distance plus the squared differences of width and height over those of the enclosing box.
+
+    Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
+    Range:   [0, 4], no unit; averaged over the rows by weight.
+    Source:  Efficient IoU, Zhang et al. (Neurocomputing 2022), equation 7.
+    Differs: DetKDS prints an unpublished "exclusive" IoU under this name.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = BOX_KINDS
+
+    def __call__(self, pair: Pair) -> Tensor:
+        def distance(student: Tensor, teacher: Tensor) -> Tensor:
+            both = _overlap(student, teacher)
+            width = both.width_gap / both.enclosing_width.clamp_min(_EPS)
+            height = both.height_gap / both.enclosing_height.clamp_min(_EPS)
+            return 1 - both.iou + both.offset_share + width.square() + height.square()
+
+        return row_distance(_as_boxes(pair), distance)
+
+
+def _as_boxes(pair: Pair) -> Pair:
+    """Sides around a common origin become xyxy boxes; boxes stay."""
+    if pair.student.shape[1] != 4:
+        raise ValueError(f"expected four numbers at dimension 1, got shape {tuple(pair.student.shape)}")
+    if pair.kind != "sides":
+        return pair
+    sign = pair.student.new_tensor([-1.0, -1.0, 1.0, 1.0]).view(1, 4, *[1] * (pair.student.ndim - 2))
+    return pair.map(lambda sides: sides * sign, kind="boxes")
+
+
+def _overlap(student: Tensor, teacher: Tensor) -> _Overlap:
+    with torch.no_grad():
+        longer = (torch.maximum(student, teacher)[:, 2:] - torch.minimum(student, teacher)[:, :2]).amax(1, keepdim=True)
+        unit = torch.where(longer > 0, longer, 1.0)
+    same = (student == teacher).all(1)
+    student, teacher = student / unit, teacher / unit
+    low, high = student[:, :2], student[:, 2:]
+    teacher_low, teacher_high = teacher[:, :2], teacher[:, 2:]
+
+    student_size, teacher_size = (high - low).clamp_min(0), (teacher_high - teacher_low).clamp_min(0)
+    shared = (torch.minimum(high, teacher_high) - torch.maximum(low, teacher_low)).clamp_min(0)
+    intersection = shared[:, 0] * shared[:, 1]
+    enclosing = (torch.maximum(high, teacher_high) - torch.minimum(low, teacher_low)).clamp_min(0)
+    areas = student_size[:, 0] * student_size[:, 1] + teacher_size[:, 0] * teacher_size[:, 1]
+    union = areas - intersection
+    offset = (low + high - teacher_low - teacher_high) / 2
+    gap = student_size - teacher_size
+    return _Overlap(
+        iou=torch.where(union > _EPS, intersection / union.clamp_min(_EPS), same.to(union.dtype)),
+        union=union,
+        width_gap=gap[:, 0],
+        height_gap=gap[:, 1],
+        student_angle=_angle(student_size),
+        teacher_angle=_angle(teacher_size),
+        enclosing_width=enclosing[:, 0],
+        enclosing_height=enclosing[:, 1],
+        squared_offset=offset.square().sum(1),
+    )
+
+
+def _angle(size: Tensor) -> Tensor:
+    """atan(width / height); 0 with a finite gradient where a box has neither."""
+    width, height = size[:, 0], size[:, 1]
+    return torch.atan2(width, torch.where(width + height > 0, height, 1.0))

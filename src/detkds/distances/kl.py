@@ -1,0 +1,53 @@
+"""Divergence of distributions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from detkds.arguments import check_arguments
+from detkds.distances.reduction import ROW_KINDS, row_distance
+from detkds.registry import DISTANCES
+from detkds.structures import Kind, Pair
+
+_EPS = 1e-8
+
+
+@DISTANCES.register("kl")
+@dataclass(frozen=True)
+class KullbackLeibler:
+    """Divergence of the student's rows from the teacher's, tau^2 KL(T || S), averaged over the rows.
+
+    Scores become distributions by softmax(row / tau) over dimension 1. Numbers that are probabilities already are
+    taken as they are, as sum p log(p / q) - p + q with 1e-8 added to both: for rows that sum to one that is the
+    divergence, and for others (a sigmoid per class) it is still 0 at equality and positive elsewhere.
+
+    Shapes:  (N, C, ...) -> ()
+    Range:   [0, inf), nats.
+    Source:  Hinton et al. (2015), section 2.
+    Differs: the code of DetKDS hands over probabilities where logarithms belong, and gives no divergence.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = ROW_KINDS
+
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    def __call__(self, pair: Pair) -> Tensor:
+        between = _measures if pair.kind == "probability" else self._scores
+        return self.tau**2 * row_distance(pair, between)
+
+    def _scores(self, student: Tensor, teacher: Tensor) -> Tensor:
+        log_q = torch.log_softmax(student / self.tau, 1)
+        log_p = torch.log_softmax(teacher / self.tau, 1)
+        return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _measures(student: Tensor, teacher: Tensor) -> Tensor:
+    q, p = student + _EPS, teacher + _EPS
+    return (p * (p.log() - q.log()) - p + q).sum(1)

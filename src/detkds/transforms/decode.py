@@ -1,0 +1,32 @@
+"""Regression as boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from detkds.registry import TRANSFORMS
+from detkds.structures import Kind, Pair
+
+
+@TRANSFORMS.register("decode")
+@dataclass(frozen=True)
+class Decode:
+    """Put the boxes that both detectors decode at the same anchors, xyxy in pixels, in place of their numbers.
+
+    Shapes:  (N, 4, A, H, W) or (R, 4) -> the same
+    Source:  CrossKD (Wang et al., CVPR 2024), section 3.3, compares decoded boxes.
+
+    Raises:
+        ValueError: the pair carries no decoded boxes.
+    """
+
+    stage: ClassVar[Literal["response"]] = "response"
+    kinds: ClassVar[Mapping[Kind, Kind]] = {"regression": "boxes"}
+
+    def __call__(self, pair: Pair) -> Pair:
+        if pair.decoded is None:
+            raise ValueError("decode: expected a pair that carries decoded boxes, got decoded=None")
+        student, teacher = pair.decoded
+        return replace(pair, student=student, teacher=teacher, decoded=None, kind=self.kinds[pair.kind])

@@ -1,0 +1,98 @@
+"""Normalisation: along one axis, or per channel over the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from detkds.arguments import check_arguments
+from detkds.registry import TRANSFORMS
+from detkds.structures import Kind, Pair
+from detkds.transforms.precision import safe_sqrt, wide
+
+_STD_EPS = 1e-6
+_NORM_EPS = 1e-12
+
+
+@TRANSFORMS.register("norm")
+@dataclass(frozen=True)
+class Normalize:
+    """Bring both sides to one scale along an axis: ``HW`` the positions, ``C`` the channels, ``N`` the batch.
+
+    With sums over the n elements of the axis: ``std`` (x - mean) / (sigma + 1e-6), biased sigma; ``l2`` x / ||x||;
+    ``rms`` sqrt(n) x / ||x||. ``auto`` is ``std``, except that along a batch of one there is nothing to compare with
+    (identity), and that standardising two or three samples leaves hardly a gradient (``rms``).
+
+    Shapes:     any (N, C, ...) -> the same
+    Degenerate: constant elements become 0 under ``std``; zeros stay 0.
+    Source:     DetKDS, equation 6 (``std``); the authors' code has ``l2``.
+    """
+
+    stage: ClassVar[Literal["normalise"]] = "normalise"
+    kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature", "logits": "logits"}
+
+    axis: Literal["HW", "C", "N"]
+    mode: Literal["auto", "std", "l2", "rms"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    def __call__(self, pair: Pair) -> Pair:
+        dims = self._dims(pair.student)
+        mode = self.mode
+        if mode == "auto":
+            mode = "std"
+            if self.axis == "N" and pair.student.shape[0] < 4:
+                if pair.student.shape[0] < 2:
+                    return pair
+                mode = "rms"
+        if mode == "std":
+            return pair.map(lambda tensor: _standardised(tensor, dims))
+        return pair.map(lambda tensor: _unit(tensor, dims, rms=mode == "rms"))
+
+    def _dims(self, tensor: Tensor) -> tuple[int, ...]:
+        if self.axis != "HW":
+            return (1,) if self.axis == "C" else (0,)
+        if tensor.ndim < 3:
+            raise ValueError(f"norm(HW): expected maps of shape (N, C, ...), got rows of shape {tuple(tensor.shape)}")
+        return tuple(range(2, tensor.ndim))
+
+
+@TRANSFORMS.register("norm_batch")
+@dataclass(frozen=True)
+class NormalizeBatch:
+    """Standardise each channel over the batch and all positions: (x - mean) / (sigma + 1e-6), biased sigma.
+
+    Followed by ``l2`` it is twice one minus the Pearson correlation of each channel.
+
+    Shapes:  any (N, C, ...) -> the same
+    Source:  PKD (Cao et al., NeurIPS 2022), equation 3; no running statistics.
+    """
+
+    stage: ClassVar[Literal["normalise"]] = "normalise"
+    kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature", "logits": "logits"}
+
+    def __call__(self, pair: Pair) -> Pair:
+        dims = (0, *range(2, pair.student.ndim))
+        return pair.map(lambda tensor: _standardised(tensor, dims))
+
+
+def _standardised(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    tensor = wide(tensor)
+    centred = tensor - tensor.mean(dims, keepdim=True)
+    return centred / (safe_sqrt(centred.square().mean(dims, keepdim=True)) + _STD_EPS)
+
+
+def _unit(tensor: Tensor, dims: tuple[int, ...], *, rms: bool) -> Tensor:
+    tensor = wide(tensor)
+    length = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+    if rms:
+        size = 1
+        for dim in dims:
+            size *= tensor.shape[dim]
+        tensor = tensor * size**0.5
+    return tensor / length.clamp_min(_NORM_EPS)
