@@ -1,0 +1,277 @@
+"""Run configurations: a YAML file checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from detkds.errors import ConfigError, Faults, unknown_name
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys and non-finite numbers are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SplitConfig(Section):
+    """One set of images: a COCO annotation file and the folder its file names are relative to."""
+
+    annotations: Path
+    images: Path
+
+
+class DataConfig(Section):
+    """Where the images are, and the pixels of the longer side they are resized to.
+
+    ``embedded: digits`` makes the embedded set in the run folder instead of reading ``train`` and ``test``. The test
+    images are reported on and never searched on.
+    """
+
+    train: SplitConfig | None = None
+    test: SplitConfig | None = None
+    embedded: Literal["digits"] | None = None
+    embedded_images: tuple[Count, Count] = (300, 150)
+    size: Annotated[int, Field(ge=32)] = 800
+
+
+class AugmentationConfig(Section):
+    """Amounts of the random changes of a training image; 0 switches one off."""
+
+    flip: Probability = 0.5
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    crop: bool = False
+    brightness: Probability = 0.0
+    contrast: Probability = 0.0
+    saturation: Probability = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class TrainConfig(Section):
+    """How one detector is trained.
+
+    Attributes:
+        epochs: passes; one pass is ``draws`` image draws (default: every image once).
+        schedule: ``cosine`` to 0, or ``step``: times ``step_factor`` at each of ``milestones`` (fractions of training).
+        clip_norm: gradient norm limit over student and adapters; null for none.
+        ema: decay of a moving average of the weights that is then evaluated and saved; null for none.
+        amp: ``bf16`` or ``fp16`` autocast; null for full precision.
+        workers: loader processes; 0 loads in the training process.
+    """
+
+    epochs: Count = 12
+    draws: Count | None = None
+    batch_size: Count = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    momentum: Probability = 0.9
+    weight_decay: NonNegative = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[Probability, ...] = (2 / 3, 11 / 12)
+    step_factor: Positive = 0.1
+    clip_norm: Positive | None = 35.0
+    ema: Probability | None = None
+    amp: Literal["bf16", "fp16"] | None = None
+    channels_last: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+class DetectorConfig(Section):
+    """A detector: its registered name, its options, and where its weights come from.
+
+    Attributes:
+        detector: a registered detector, such as ``retinanet``.
+        backbone: a named backbone or any timm model that gives feature maps.
+        backbone_weights: ``pretrained`` for the backbone library's own weights; null for random ones.
+        options: further arguments of the detector.
+        weights: a local file or URL with the whole detector's weights.
+        train: how to train it first where it has no weights (a teacher only); null: weights are required.
+    """
+
+    detector: str
+    backbone: str
+    backbone_weights: Literal["pretrained"] | None = None
+    options: dict[str, Any] = {}
+    weights: str | None = None
+    train: TrainConfig | None = None
+
+
+class ProxyConfig(Section):
+    """The cheap training on which candidates are ranked.
+
+    Attributes:
+        images: how many training images, chosen class- and size-balanced; null: all that validation leaves.
+        validation: fraction of the *training* images that candidates are validated on.
+        epochs, draws: as in training; everything else is taken from ``train``.
+        calibration_batches: batches on which losses are filtered and relative weights are measured.
+        population: candidates trained side by side on shared batches and teacher outputs.
+    """
+
+    images: Count | None = None
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    epochs: Count = 1
+    draws: Count | None = None
+    calibration_batches: Count = 4
+    population: Count = 8
+
+
+class SearchConfig(Section):
+    """The search over policies.
+
+    Attributes:
+        space: ``default``, ``paper``, or the path of a space file.
+        weighting: what weights mean in the space: absolute (the paper), or ratios to the task's gradient.
+        knowledge: the kinds to search; kinds the pair cannot offer are left out with a reason.
+        sampler: a registered sampler for the single-knowledge stage.
+        single_budget: candidate trainings per kind of knowledge; combination_budget: for the combination stage.
+        parents: the k of Algorithm 1; newcomer: when a random newcomer is evaluated beside the mutant.
+    """
+
+    space: str = "default"
+    weighting: Literal["absolute", "gradient"] = "gradient"
+    knowledge: tuple[str, ...] = ("global", "fgbg", "instance", "logits", "localization")
+    sampler: str = "evolution"
+    single_budget: Count = 20
+    combination_budget: Count = 40
+    population: Annotated[int, Field(ge=2)] = 8
+    sample_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    parents: Count = 3
+    newcomer: str = "never"
+    storage: str | None = None
+    seed: int = 0
+
+
+class FinalConfig(Section):
+    """The comparison at the full budget.
+
+    Attributes:
+        seeds: one training per policy and seed; at least 3 for a claim.
+        policies: hand-designed policies to stand beside the searched one.
+        top: how many of the search's best policies are retrained.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    policies: tuple[str, ...] = ("fitnets", "pkd", "cwd", "skd", "detkds/global")
+    top: Count = 1
+
+
+class RunConfig(Section):
+    """A whole run: data, pair, training, proxy, search and final comparison."""
+
+    name: str
+    data: DataConfig
+    teacher: DetectorConfig
+    student: DetectorConfig
+    inherit: bool = True
+    train: TrainConfig = TrainConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    search: SearchConfig = SearchConfig()
+    final: FinalConfig = FinalConfig()
+    seed: int = 0
+    device: str | None = None
+    runs: Path = Path("runs")
+    plugins: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run is kept."""
+        return self.runs / self.name
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a configuration file and apply ``key.sub=value`` overrides, whose values are YAML.
+
+    Relative data paths are taken from the working folder.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(RunConfig.model_fields)}")
+    return parse_config(apply_overrides(data, overrides), str(path))
+
+
+def parse_config(data: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """Check plain data against the schema.
+
+    Raises:
+        ConfigError: listing every fault, each with the path of its key.
+    """
+    try:
+        return RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(_lines(error, where)) from None
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Set ``a.b=value`` in nested plain data, without changing ``data``.
+
+    Raises:
+        ConfigError: an override is not ``key=value``, its value is not YAML, or its key leads through a plain value.
+    """
+    result = yaml.safe_load(yaml.safe_dump(dict(data)))
+    faults = Faults("override")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            faults.add(f"expected key=value, such as train.lr=0.02, got {override!r}")
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            faults.add(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}")
+            continue
+        node, *path = result, *key.split(".")
+        for part in path[:-1]:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+            if not isinstance(node, dict):
+                faults.add(f"{override!r}: {part!r} is a plain value and has no keys")
+                break
+        else:
+            node[path[-1]] = value
+    faults.raise_as(ConfigError)
+    return result
+
+
+def _lines(error: ValidationError, where: str) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{where}: {path}: {unknown_name('key', fault['loc'][-1], _known_keys(fault['loc'][:-1]))}")
+        else:
+            message = fault["msg"][0].lower() + fault["msg"][1:]
+            got = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
+            lines.append(f"{where}: {path}: {message}{got}")
+    return lines
+
+
+def _known_keys(path: Iterable[Any]) -> list[str]:
+    model: Any = RunConfig
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,41 @@
+"""Class scores of the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from detkds.knowledge.responses import response_levels, valid_positions
+from detkds.registry import KNOWLEDGE
+from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+
+
+@KNOWLEDGE.register("logits")
+@dataclass(frozen=True)
+class Logits:
+    """Raw class logits: ``(N, K, A, H, W)`` per level of a dense head, ``(R, K+1)`` of a region head.
+
+    Anchors on padding carry weight 0. A region teacher is asked about the student's own proposals, so that both speak
+    of the same regions.
+
+    Source: DetKDS section 3.1; shared proposals as in DIST and MasKD (Huang et al., 2022, 2023).
+    Differs: the released code applies a sigmoid first, and takes objectness maps for two-stage detectors.
+    """
+
+    name: ClassVar[str]
+    yields: ClassVar[Kind] = "logits"
+
+    def __call__(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Sequence[Target] | None,
+        levels: Mapping[str, int],
+    ) -> Iterator[Pair]:
+        for level, stride in response_levels(student, levels).items():
+            ours, theirs = student.logits[level], teacher.logits[level]
+            yield Pair(ours, theirs, kind="logits", weight=valid_positions(student, ours, stride))
+
+    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+        return student.layout.mismatch(teacher.layout)

@@ -1,0 +1,34 @@
+"""What the knowledge of responses shares: their levels, the valid positions and the teacher's confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from detkds.knowledge.geometry import valid_cells
+from detkds.structures import DetectorOutput
+
+REGION = "roi"
+
+
+def response_levels(student: DetectorOutput, levels: Mapping[str, int]) -> Mapping[str, int]:
+    """The keys under which responses stand: the pyramid's levels, or ``roi`` alone for a region head."""
+    return {REGION: 0} if student.layout.kind == "region" else {k: v for k, v in levels.items() if k in student.logits}
+
+
+def valid_positions(output: DetectorOutput, response: Tensor, stride: int) -> Tensor | None:
+    """``(N, 1, A, H, W)`` of 0 and 1: positions inside the un-padded images; None for region rows."""
+    if response.ndim == 2:
+        return None
+    cells = valid_cells(output.image_sizes, response.shape[-2:], stride)[:, :, None]
+    return cells.expand(-1, -1, response.shape[2], -1, -1).to(response)
+
+
+def confidence(output: DetectorOutput, level: str) -> Tensor:
+    """The largest foreground probability at each position: ``(N, 1, A, H, W)``, or ``(R, 1)`` for regions."""
+    logits = output.logits[level]
+    if output.layout.activation == "softmax":
+        return torch.softmax(logits, 1)[:, 1:].amax(1, keepdim=True)
+    return torch.sigmoid(logits).amax(1, keepdim=True)

@@ -1,0 +1,248 @@
+"""Everything a run needs, resolved and checked before any training."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from detkds.config import DetectorConfig, RunConfig, TrainConfig
+from detkds.data.augment import Augmentation
+from detkds.data.coco import CocoDataset, load_coco
+from detkds.data.digits import make_digits
+from detkds.data.subset import proxy_subset, split_validation
+from detkds.detectors import build_detector
+from detkds.detectors.base import Detector
+from detkds.detectors.weights import load_weights
+from detkds.distiller import check_pair
+from detkds.errors import ConfigError, Faults, UserError, unknown_name
+from detkds.policy import Policy, load_policy
+from detkds.registry import KNOWLEDGE, SAMPLERS
+from detkds.search.settings import SearchSettings
+from detkds.search.space import Space, load_spaces
+from detkds.training.member import seeded
+from detkds.training.population import Setting
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run.
+
+    Attributes:
+        config: as given.
+        train_data, test_data: the whole training images, and the images reported on.
+        proxy_data, validation_data: parts of the training images that candidates are trained and ranked on.
+        teacher: with its weights where they were given; still to be trained where ``teacher_ready`` is False.
+        spaces: what is searched, by kind of knowledge.
+        refused: kinds of knowledge this pair cannot offer, with the reason.
+        policies: the hand-designed policies of the final comparison.
+        inherited: names of the tensors the student takes over from the teacher.
+    """
+
+    config: RunConfig
+    device: torch.device
+    train_data: CocoDataset
+    test_data: CocoDataset
+    proxy_data: CocoDataset
+    validation_data: CocoDataset
+    teacher: Detector
+    teacher_ready: bool
+    spaces: Mapping[str, Space]
+    refused: Mapping[str, str]
+    policies: Mapping[str, Policy]
+    settings: SearchSettings
+    inherited: tuple[str, ...]
+
+    def build_student(self, seed: int, inherit: bool) -> Detector:
+        """A fresh student; everything random in it depends on the seed alone."""
+        student = make_detector(self.config.student, self.train_data.class_names, seed)
+        if inherit and self.config.inherit:
+            student.inherit(self.teacher)
+        return student
+
+    def setting(self, train: CocoDataset, test: CocoDataset, config: TrainConfig) -> Setting:
+        """What the candidates of one comparison share."""
+        return Setting(
+            teacher=self.teacher,
+            build_student=self.build_student,
+            train_data=train,
+            test_data=test,
+            config=config,
+            size=self.config.data.size,
+            device=self.device,
+        )
+
+    @property
+    def proxy_config(self) -> TrainConfig:
+        """The training configuration of the proxy."""
+        proxy = self.config.proxy
+        return self.config.train.model_copy(update={"epochs": proxy.epochs, "draws": proxy.draws})
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Resolve a configuration.
+
+    Raises:
+        UserError: every fault found in it, in the data, the weights, the space and the policies.
+    """
+    faults = Faults()
+
+    def attempt(function: Any, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except UserError as error:
+            faults.add(error)
+            return None
+
+    for plugin in config.plugins:
+        attempt(_import_plugin, plugin)
+    device = attempt(choose_device, config.device)
+    data = attempt(load_data, config)
+    attempt(lambda: Augmentation(**config.train.augmentation.model_dump()))
+    settings = attempt(search_settings, config)
+    spaces = attempt(load_spaces, config.search.space, config.search.weighting, config.search.knowledge)
+    loaded = {name: attempt(load_policy, name) for name in config.final.policies}
+    names = data[0].class_names if data else ("object",)
+    teacher = attempt(make_detector, config.teacher, names, config.seed)
+    student = attempt(make_detector, config.student, names, config.seed)
+    if config.teacher.weights is None and config.teacher.train is None:
+        faults.add("teacher: expected weights (a file or URL), or train: how to train it first; got neither")
+    parts = attempt(split_data, config, data[0]) if data else None
+    policies = {name: policy for name, policy in loaded.items() if policy is not None}
+    if teacher is not None and student is not None:
+        for policy in policies.values():
+            attempt(check_pair, absolute(policy), student, teacher)
+    faults.raise_as(ConfigError)
+    refused = {
+        kind: reason
+        for kind in spaces
+        if (reason := KNOWLEDGE.build(kind).refusal(student.info, teacher.info)) is not None
+    }
+    offered = {kind: space for kind, space in spaces.items() if kind not in refused}
+    if not offered:
+        raise ConfigError([f"this pair offers no {kind}: {reason}" for kind, reason in refused.items()])
+    return Plan(
+        config=config,
+        device=device,
+        train_data=data[0],
+        test_data=data[1],
+        proxy_data=parts[0],
+        validation_data=parts[1],
+        teacher=teacher.to(device),
+        teacher_ready=config.teacher.weights is not None,
+        spaces=offered,
+        refused=refused,
+        policies=policies,
+        settings=settings,
+        inherited=tuple(student.inherit(teacher)) if config.inherit else (),
+    )
+
+
+def absolute(policy: Policy) -> Policy:
+    """The policy with its weights read as absolute ones, for checks that do not depend on them."""
+    return replace(policy, terms=[replace(term, weighting="absolute") for term in policy])
+
+
+def make_detector(config: DetectorConfig, class_names: tuple[str, ...], seed: int) -> Detector:
+    """Build a detector from its configuration, initial weights drawn from ``seed``, and load its weights.
+
+    Raises:
+        UserError: unknown detector, backbone or option, or weights that do not fit.
+    """
+    build = partial(build_detector, config.detector, class_names, backbone=config.backbone, **config.options)
+    if config.backbone_weights is not None:
+        build = partial(build, backbone_weights=config.backbone_weights)
+    with seeded(seed, torch.device("cpu")):
+        try:
+            detector = build()
+        except TypeError as error:
+            raise ConfigError(f"detector {config.detector!r}: options: {error}") from None
+    if config.weights is not None:
+        load_weights(detector, config.weights)
+    return detector
+
+
+def load_data(config: RunConfig) -> tuple[CocoDataset, CocoDataset]:
+    """The training and the test images.
+
+    Raises:
+        DataError: every fault in the annotation files and image folders.
+    """
+    data, faults = config.data, Faults()
+    if data.embedded is not None:
+        train, test = data.embedded_images
+        paths = make_digits(config.folder / "data", train=train, val=test, size=data.size, seed=config.seed)
+        return load_coco(*paths[0]), load_coco(*paths[1])
+    sets: list[CocoDataset] = []
+    for name, split in (("train", data.train), ("test", data.test)):
+        if split is None:
+            faults.add(f"data.{name}: expected annotations and images, got nothing (or set data.embedded: digits)")
+            continue
+        try:
+            sets.append(load_coco(split.annotations, split.images))
+        except UserError as error:
+            faults.add(error)
+    if len(sets) == 2 and sets[0].class_names != sets[1].class_names:
+        faults.add(
+            f"data.test: expected the classes of data.train ({', '.join(sets[0].class_names)}), "
+            f"got {', '.join(sets[1].class_names)}"
+        )
+    faults.raise_as(ConfigError)
+    return sets[0], sets[1]
+
+
+def split_data(config: RunConfig, train: CocoDataset) -> tuple[CocoDataset, CocoDataset]:
+    """The proxy's training images and its validation images, both cut from the training images."""
+    proxy, validation = split_validation(train, config.proxy.validation, seed=config.search.seed)
+    if config.proxy.images is not None and config.proxy.images < len(proxy):
+        proxy = proxy_subset(proxy, config.proxy.images, seed=config.search.seed)
+    return proxy, validation
+
+
+def search_settings(config: RunConfig) -> SearchSettings:
+    """The search's settings, with the sampler's name checked."""
+    search = config.search
+    if search.sampler not in SAMPLERS:
+        raise ConfigError(unknown_name("sampler", search.sampler, SAMPLERS))
+    return SearchSettings(
+        sampler=search.sampler,
+        population=search.population,
+        sample_ratio=search.sample_ratio,
+        parents=search.parents,
+        newcomer=search.newcomer,
+        single_budget=search.single_budget,
+        combination_budget=search.combination_budget,
+        finalists=config.final.top,
+    )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or the first accelerator, or the CPU.
+
+    Raises:
+        ConfigError: the device is unknown or not there.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def describe_data(dataset: CocoDataset) -> str:
+    """``210 images, 381 objects, 6 classes``."""
+    return f"{len(dataset)} images, {len(dataset.object_table()[0])} objects, {dataset.num_classes} classes"
+
+
+def _import_plugin(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"plugins: {name!r} cannot be imported: {error}") from None
+
+

@@ -1,0 +1,254 @@
+"""The data that passes between the parts: images, targets, detector outputs and pairs of tensors.
+
+Shape letters used throughout the package: N images, C channels, H and W map size, K classes, A anchors
+per cell, R boxes or regions. **The channel axis is always dimension 1**: a feature map is ``(N, C, H, W)``,
+a dense response ``(N, K, A, H, W)`` or ``(N, 4, A, H, W)``, a region response ``(R, K)`` or ``(R, 4)``.
+Boxes are xyxy in pixels of the padded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypedDict
+
+import torch
+from torch import Tensor
+
+Kind = Literal["feature", "logits", "probability", "regression", "sides", "boxes"]
+"""What the numbers of a pair mean; it decides which transforms and distances may follow."""
+
+
+class Target(TypedDict, total=False):
+    """The objects of one image: ``boxes (R, 4)`` xyxy pixels, ``labels (R,)`` contiguous from 0.
+
+    ``crowd_boxes (Q, 4)`` are ignore regions and ``masks (R, H, W)`` bool instance masks, where known.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd_boxes: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step, padded at the right and bottom to a common size.
+
+    Attributes:
+        images: ``(N, 3, H, W)`` float in [0, 1], not normalised; padding is 0.
+        image_sizes: ``(N, 2)`` int64, height and width of the valid area in pixels.
+        image_ids: the COCO image id of each image.
+        targets: one :class:`Target` per image, or None where there are no annotations.
+        scales: ``(N, 2)`` network pixels per original pixel (y, x); predictions are divided by it.
+    """
+
+    images: Tensor
+    image_sizes: Tensor
+    image_ids: tuple[int, ...]
+    targets: list[Target] | None = None
+    scales: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        targets = None
+        if self.targets is not None:
+            targets = [
+                Target(**{key: value.to(device, non_blocking=True) for key, value in target.items()})  # type: ignore
+                for target in self.targets
+            ]
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            image_sizes=self.image_sizes.to(device, non_blocking=True),
+            targets=targets,
+        )
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One level of a feature pyramid: its channels, and the pixels per cell."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a detector's responses are laid out, so that two detectors can be compared anchor by anchor.
+
+    Attributes:
+        kind: ``dense`` (one row per anchor and cell), ``region`` (one row per proposal), ``none`` (features only).
+        activation: how class logits become probabilities; ``softmax`` has one more column, the background, at index 0.
+        num_classes: foreground classes.
+        anchors: anchors per cell (dense only).
+        regression: what the four regression numbers are: ``deltas`` to an anchor or proposal, ``sides`` (left, top,
+            right, bottom distances in strides), or ``none``.
+        anchor_key: equal for two dense detectors exactly when their anchors are the same boxes.
+    """
+
+    kind: Literal["dense", "region", "none"] = "none"
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    num_classes: int = 0
+    anchors: int = 1
+    regression: Literal["deltas", "sides", "none"] = "none"
+    anchor_key: str = ""
+
+    def mismatch(self, other: Layout, *, boxes: bool = False) -> str | None:
+        """Why responses cannot be compared with those of ``other`` row by row; None where they can."""
+        if "none" in (self.kind, other.kind):
+            return "one of the detectors offers no responses"
+        for name in ("kind", "activation", "num_classes", "anchors") + (("regression", "anchor_key") if boxes else ()):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                return f"{name.replace('_', ' ')} differs: student {ours}, teacher {theirs}"
+        return None
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What a detector offers for distillation, known before the first forward pass."""
+
+    features: Mapping[str, FeatureSpec]
+    layout: Layout = Layout()
+
+
+@dataclass(frozen=True)
+class RegionResponse:
+    """What a region head says of given proposals: ``logits (R, K+1)``, ``regression`` and ``boxes (R, 4, K+1)``."""
+
+    logits: Tensor
+    regression: Tensor
+    boxes: Tensor
+
+
+@dataclass
+class DetectorOutput:
+    """Everything one forward pass of a detector gives.
+
+    Attributes:
+        features: ``{level: (N, C, H, W)}``.
+        image_sizes: ``(N, 2)`` valid height and width in pixels of the padded batch.
+        layout: how the responses are laid out.
+        logits: raw class scores, ``{level: (N, K, A, H, W)}`` (dense) or ``{"roi": (R, K+1)}`` (region).
+        regression: raw box numbers, ``{level: (N, 4, A, H, W)}`` or ``{"roi": (R, 4, K+1)}``.
+        boxes: decoded boxes in pixels, shaped like ``regression``.
+        box_distribution: ``{level: (N, 4, bins, A, H, W)}`` where the head predicts distributions.
+        losses: the detector's own losses; empty where no targets were given.
+        proposals: per image ``(R_i, 4)``, the regions that the region responses belong to (region only).
+        respond_at: a function from proposals to :class:`RegionResponse` over this pass's features (region only), so
+            that a teacher can be asked about the student's proposals without a second forward pass.
+    """
+
+    features: dict[str, Tensor]
+    image_sizes: Tensor
+    layout: Layout = Layout()
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    regression: dict[str, Tensor] = field(default_factory=dict)
+    boxes: dict[str, Tensor] = field(default_factory=dict)
+    box_distribution: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    proposals: list[Tensor] | None = None
+    respond_at: Callable[[list[Tensor]], RegionResponse] | None = None
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Predictions for one image: ``boxes (R, 4)`` xyxy pixels, ``scores (R,)``, ``labels (R,)``; masks where given."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student tensor and the teacher tensor it should imitate, at one level.
+
+    Attributes:
+        student, teacher: same shape, channel axis at dimension 1; the teacher has no gradient.
+        kind: what the numbers mean.
+        weight: None (all positions count alike), or non-negative and broadcastable to the tensors: size 1 at
+            dimension 1 for a weight per position, full size for a weight per element.
+        factor: what the level's loss is multiplied by (the background half of ``fgbg`` is 0.5).
+        decoded: student and teacher boxes in pixels, shaped like the tensors; what ``decode`` puts in their place.
+        generator: where random transforms draw from, so that both sides and every candidate share the draw.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    kind: Kind = "feature"
+    weight: Tensor | None = None
+    factor: float = 1.0
+    decoded: tuple[Tensor, Tensor] | None = None
+    generator: torch.Generator | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Pair:
+        """Apply one function to both sides."""
+        return replace(self, student=function(self.student), teacher=function(self.teacher), **changes)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Weighted mean of ``values``, one per element: sum(w v) / sum(w); 0 where nothing carries weight."""
+        return _weighted_mean(values, self.weight)
+
+    def row_mean(self, values: Tensor) -> Tensor:
+        """Weighted mean of ``values``, one per row (the tensors' shape without dimension 1)."""
+        return _weighted_mean(values, None if self.weight is None else self.weight.amax(1))
+
+    def masked(self) -> Pair:
+        """Both sides with the elements of weight 0 set to 0, for distances that look at whole rows or windows."""
+        if self.weight is None or self.weight.shape[1] == 1:
+            return self
+        keep = self.weight > 0
+        return self.map(lambda tensor: tensor * keep)
+
+
+def _weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.sum() / max(values.numel(), 1)
+    weight = weight.expand_as(values)
+    return (weight * values).sum() / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+class Knowledge(Protocol):
+    """What is imitated: reads both outputs and yields pairs. A frozen dataclass registered in ``KNOWLEDGE``."""
+
+    name: str
+    yields: Kind
+
+    def __call__(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Sequence[Target] | None,
+        levels: Mapping[str, int],
+    ) -> Iterator[Pair]:
+        """Yield the pairs of one step; ``levels`` maps the names both sides have to their stride in pixels."""
+        ...
+
+    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+        """Why this pair cannot offer this knowledge; None where it can."""
+        ...
+
+
+class Transform(Protocol):
+    """An operation applied alike to both sides of a pair. A frozen dataclass registered in ``TRANSFORMS``.
+
+    ``kinds`` maps each kind it accepts to the kind it gives; ``stage`` is its place in a term's order.
+    """
+
+    name: str
+    stage: Literal["attention", "scale", "normalise", "response"]
+    kinds: Mapping[Kind, Kind]
+
+    def __call__(self, pair: Pair) -> Pair: ...
+
+
+class Distance(Protocol):
+    """Turns a pair into a scalar, 0 when both sides are equal. A frozen dataclass registered in ``DISTANCES``."""
+
+    name: str
+    kinds: frozenset[Kind]
+
+    def __call__(self, pair: Pair) -> Tensor: ...

@@ -1,0 +1,94 @@
+"""The training loop: one batch and one teacher forward for every student in training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from detkds.config import TrainConfig
+from detkds.detectors.base import Detector
+from detkds.structures import Batch
+from detkds.training.checkpoint import load_state, save_state
+from detkds.training.member import Member, autocast
+
+OnStep = Callable[[Member, dict[str, Tensor]], None]
+OnEpoch = Callable[[int], None]
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part of training."""
+
+    data: float = 0.0
+    teacher: float = 0.0
+    students: float = 0.0
+    steps: int = field(default=0)
+
+
+def train(
+    members: Sequence[Member],
+    teacher: Detector | None,
+    batches: Callable[[int], Iterable[Batch]],
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Clock:
+    """Train all members side by side; a member that fails is left behind with its reason, the others go on.
+
+    Args:
+        members: students with their distillers; each may follow another policy.
+        teacher: frozen, in evaluation mode and without gradient throughout; None where no member distils.
+        batches: from the epoch's number to its batches; the same number gives the same batches.
+        checkpoint: where the state is kept after every epoch, and taken up from where the file exists.
+        rank, world: this process and the number of processes; process r takes every world-th batch.
+        on_step: called with a member and its losses after each of its steps; on_epoch: with the epochs done.
+    """
+    clock = Clock()
+    first_epoch = load_state(checkpoint, members) if checkpoint is not None else 0
+    if teacher is not None:
+        teacher.requires_grad_(False)
+    for epoch in range(first_epoch, config.epochs):
+        started = time.perf_counter()
+        for batch in islice(batches(epoch), rank, None, world):
+            batch = batch.to(device)
+            clock.data += time.perf_counter() - started
+            alive = [member for member in members if member.failure is None]
+            started = time.perf_counter()
+            teacher_output = None
+            if teacher is not None and any(member.distils for member in alive):
+                teacher.eval()
+                with torch.no_grad(), autocast(device, config.amp):
+                    teacher_output = teacher(batch)
+            clock.teacher += time.perf_counter() - started
+            started = time.perf_counter()
+            for member in alive:
+                try:
+                    losses = member.train_step(batch, teacher_output)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    if world > 1:
+                        raise
+                    member.failure = f"{type(error).__name__}: {error}"
+                    continue
+                if on_step is not None:
+                    on_step(member, losses)
+            clock.students += time.perf_counter() - started
+            clock.steps += 1
+            started = time.perf_counter()
+        if checkpoint is not None and rank == 0:
+            save_state(checkpoint, members, epoch + 1)
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
+    return clock

@@ -1,0 +1,157 @@
+"""One student in training: its distiller, optimiser, schedule and everything needed to go on after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from detkds.config import TrainConfig
+from detkds.detectors.base import Detector
+from detkds.distiller import Distiller
+from detkds.policy import Policy
+from detkds.structures import Batch, DetectorOutput
+from detkds.training.schedule import build_optimizer, lr_factor
+
+
+class DivergenceError(RuntimeError):
+    """A training whose loss is no longer finite."""
+
+
+class DistilledStudent(nn.Module):
+    """The student and its distiller as one module, so that wrappers such as DDP see a single forward."""
+
+    def __init__(self, student: Detector, distiller: Distiller) -> None:
+        super().__init__()
+        self.student = student
+        self.distiller = distiller
+
+    def forward(self, batch: Batch, teacher_output: DetectorOutput | None) -> dict[str, Tensor]:
+        """The task's and the distiller's losses of one step."""
+        output = self.student(batch)
+        losses = {f"task/{name}": loss for name, loss in output.losses.items()}
+        if teacher_output is not None and len(self.distiller.policy):
+            losses.update(self.distiller(output, teacher_output, batch.targets))
+        return losses
+
+
+class Member:
+    """One student of a population.
+
+    Attributes:
+        name: what it is called in logs and checkpoints.
+        failure: why its training ended early, or None.
+        steps: optimiser steps taken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        student: Detector,
+        policy: Policy,
+        teacher: Detector | None,
+        config: TrainConfig,
+        total_steps: int,
+        *,
+        seed: int,
+        device: torch.device,
+        distributed: bool = False,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.seed = seed
+        self.total_steps = total_steps
+        self.device = device
+        self.steps = 0
+        self.failure: str | None = None
+        distiller = Distiller(policy, student=student, teacher=teacher if teacher is not None else student, seed=seed)
+        self.model = DistilledStudent(student, distiller).to(device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.wrapped: nn.Module = DistributedDataParallel(self.model) if distributed else self.model
+        self.optimizer = build_optimizer(self.model.parameters(), config)
+        self.scaler = torch.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.average = None
+        if config.ema is not None:
+            self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+
+    @property
+    def distils(self) -> bool:
+        """Whether this member needs the teacher's output."""
+        return len(self.model.distiller.policy) > 0
+
+    @property
+    def student(self) -> Detector:
+        """The student to evaluate and save: the moving average where there is one."""
+        return self.average.module if self.average is not None else self.model.student
+
+    def train_step(self, batch: Batch, teacher_output: DetectorOutput | None) -> dict[str, Tensor]:
+        """One optimiser step; the losses it was made from, detached.
+
+        Random draws inside the step depend on the seed and the step alone, so that a member is trained alike alone
+        and in company, and after a resume.
+
+        Raises:
+            DivergenceError: a loss is not finite.
+        """
+        self.model.train()
+        factor = lr_factor(self.steps, self.total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+        with seeded(self.seed * 1_000_003 + self.steps, self.device):
+            with autocast(self.device, self.config.amp):
+                losses = self.wrapped(batch, teacher_output)
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            if not torch.isfinite(total):
+                culprits = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items() if not loss.isfinite())
+                raise DivergenceError(f"loss not finite at step {self.steps}: {culprits}")
+            self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model.student)
+        self.steps += 1
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed training needs; the teacher is not part of it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "steps": self.steps,
+            "failure": self.failure,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of :meth:`state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.steps, self.failure = state["steps"], state["failure"]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device):
+    """Draw from a generator of this seed inside, and leave the global one untouched."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+def autocast(device: torch.device, amp: str | None) -> torch.autocast:
+    """The autocast context of a training configuration."""
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=amp is not None)
