@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
-    **dict.fromkeys(("registry", "errors"), 0),
+    **dict.fromkeys(("registry", "errors", "arguments"), 0),
     **dict.fromkeys(("structures", "policy", "canonical", "config"), 1),
     **dict.fromkeys(("transforms", "distances", "knowledge", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
@@ -158,6 +159,17 @@ def test_extras_are_imported_where_they_are_used() -> None:
 def test_no_file_is_too_long_to_read_in_one_sitting() -> None:
     lengths = {str(file.relative_to(SOURCE)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     assert {file: lines for file, lines in lengths.items() if lines >= MAX_LINES} == {}
+
+
+def test_no_source_file_is_ignored() -> None:
+    """A pattern such as ``runs/`` in .gitignore would keep ``src/detkds/runs`` from every clone."""
+    files = [str(file) for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    if not (SOURCE.parent / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("needs git and a checkout")
+    command = ["git", "-C", str(SOURCE.parent), "check-ignore", "--no-index", "--stdin"]
+    run = subprocess.run(command, input="\n".join(files), capture_output=True, text=True, check=False)
+    assert run.returncode in (0, 1), run.stderr
+    assert not run.stdout, f"ignored by .gitignore, so they would never be committed:\n{run.stdout}"
 
 
 def test_import_detkds_is_light() -> None:
