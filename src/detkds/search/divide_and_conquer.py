@@ -1,0 +1,253 @@
+"""The whole search: the best single-term policy of every kind of knowledge, then the best combination of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from optuna.storages import BaseStorage, InMemoryStorage
+
+from detkds.errors import ConfigError, Faults, UserError
+from detkds.policy import Policy, Term
+from detkds.registry import SAMPLERS
+from detkds.search.journal import open_storage, sole_search
+from detkds.search.result import Evaluator, Record, SearchError, rank
+from detkds.search.samplers.base import SearchSampler
+from detkds.search.settings import SearchSettings
+from detkds.search.space import CombinationSpace, Params, SearchSpace, Space
+from detkds.search.study import Candidate, SearchStudy
+
+COMBINATION = "combination"
+"""The name of the second stage's study."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a search reports while it runs.
+
+    ``round``: candidates are about to be measured. ``trial``: one was measured. ``study``: a study has stopped, with
+    its best record. ``left_out``: a kind of knowledge found nothing, with the reason in ``message``.
+    """
+
+    kind: Literal["round", "trial", "study", "left_out"]
+    study: str = ""
+    record: Record | None = None
+    candidates: tuple[Candidate, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a search found.
+
+    Attributes:
+        best: the record of highest proxy AP.
+        per_knowledge: the best single-term record of every kind of knowledge.
+        finalists: the best distinct policies, best first, for a comparison at the full budget.
+        records: all trials of all studies.
+        left_out: why kinds of knowledge found nothing.
+    """
+
+    best: Record
+    per_knowledge: Mapping[str, Record]
+    finalists: tuple[Record, ...]
+    records: tuple[Record, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def trained(self) -> int:
+        """Candidate trainings spent."""
+        return sum(record.counts for record in self.records)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "best": self.best.to_dict(),
+            "per_knowledge": {name: record.to_dict() for name, record in self.per_knowledge.items()},
+            "finalists": [record.to_dict() for record in self.finalists],
+            "left_out": dict(self.left_out),
+            "trained": self.trained,
+        }
+
+
+def search(
+    evaluator: Evaluator,
+    spaces: Mapping[str, Space],
+    settings: SearchSettings | None = None,
+    store: str | Path | BaseStorage | None = None,
+    seed: int = 0,
+    on_event: Callable[[Event], None] | None = None,
+    warm_start: Sequence[Policy] = (),
+) -> SearchOutcome:
+    """Divide and conquer (Algorithm 1 of the paper): evolve each kind of knowledge alone, then their weights.
+
+    The first stage's studies are independent, and advance side by side: one round measures the next candidates of
+    each in one call of the evaluator. Called again with the same store the search continues where it ended, and
+    with a deterministic evaluator it ends with the same trials and the same winner as if it had not been interrupted.
+
+    Args:
+        evaluator: measures policies.
+        spaces: the space of every kind of knowledge, by name.
+        settings: algorithm and budgets.
+        store: a journal file or run folder, the URL of an Optuna storage, or a storage; None keeps nothing.
+        seed: a whole number >= 0.
+        on_event: told what happens.
+        warm_start: policies whose terms join the initial populations.
+
+    Raises:
+        SearchError: the store cannot be used, or no candidate could be completed.
+        ConfigError: a warm-start term lies outside its space, or the seed is no whole number >= 0.
+    """
+    settings = settings or SearchSettings()
+    tell = on_event or (lambda event: None)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed: expected a whole number >= 0, got {seed!r}")
+    if not spaces:
+        raise SearchError("search: expected the space of at least one kind of knowledge, got none")
+    initial = _warm_choices(warm_start, spaces)
+    store = InMemoryStorage() if store is None else store
+    with sole_search(store):
+        storage = open_storage(store)
+        studies = {
+            name: SearchStudy(
+                name,
+                make_sampler(settings.sampler, space, study_seed(seed, name), settings, initial[name]),
+                storage,
+                settings.single_budget,
+            )
+            for name, space in spaces.items()
+        }
+        run_side_by_side(list(studies.values()), evaluator, tell)
+        best, left_out = _harvest(studies, tell)
+        records = [record for study in studies.values() for record in study.records]
+        if not best:
+            raise SearchError([f"{name}: no candidate was completed: {reason}" for name, reason in left_out.items()])
+        if len(best) > 1 and settings.combination_budget > 0:
+            study = _combination(best, records, spaces, storage, settings, seed)
+            run_side_by_side([study], evaluator, tell)
+            tell(Event("study", study.name, study.best, message=study.stopped))
+            records += study.records
+    ranked = rank(records)
+    return SearchOutcome(ranked[0], best, tuple(ranked[: settings.finalists]), tuple(records), left_out)
+
+
+def run_side_by_side(studies: Sequence[SearchStudy], evaluator: Evaluator, tell: Callable[[Event], None]) -> None:
+    """Advance studies round by round until all have stopped; each round is one call of the evaluator.
+
+    The studies that are furthest behind go first, so that after a kill in the middle of a round they fall in step.
+    """
+    while open_studies := [study for study in studies if not study.stopped]:
+        behind = min(study.wave for study in open_studies)
+        turns = [(study, c) for study in open_studies if study.wave == behind for c in study.gather()]
+        if not turns:
+            continue
+        candidates = [candidate for _, candidate in turns]
+        tell(Event("round", candidates=tuple(candidates)))
+        results = evaluator.evaluate([candidate.policy for candidate in candidates])
+        if len(results) != len(candidates):
+            raise RuntimeError(f"the evaluator gave {len(results)} results for {len(candidates)} policies")
+        for (study, candidate), result in zip(turns, results, strict=True):
+            tell(Event("trial", study.name, study.tell(candidate, result)))
+
+
+def make_sampler(
+    name: str, space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()
+) -> SearchSampler:
+    """Build a registered sampler."""
+    return SAMPLERS[name](space, seed, settings, initial)
+
+
+def study_seed(seed: int, name: str) -> int:
+    """A seed of its own for every study of a search."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
+
+
+def _combination(
+    best: Mapping[str, Record],
+    records: Sequence[Record],
+    spaces: Mapping[str, Space],
+    storage: BaseStorage,
+    settings: SearchSettings,
+    seed: int,
+) -> SearchStudy:
+    """The second stage: each single winner as a free seed, all winners together, and all at a fifth of their weight."""
+    terms = {name: _term(record) for name, record in best.items()}
+    weights = sorted({float(weight) for name in best for weight in spaces[name].genes["weight"]})
+    space = CombinationSpace(terms, weights)
+    together = space.nearest({name: term.weight for name, term in terms.items()})
+    lighter = space.nearest({name: term.weight / 5 for name, term in terms.items()})
+    sampler = make_sampler(
+        "weights" if settings.sampler == "evolution" else settings.sampler,
+        space,
+        study_seed(seed, COMBINATION),
+        settings,
+        [together] if lighter == together else [together, lighter],
+    )
+    known = {record.key: record for record in reversed(rank(records))}
+    study = SearchStudy(COMBINATION, sampler, storage, settings.combination_budget, known)
+    for name, record in best.items():
+        study.add_seed(space.nearest({name: terms[name].weight}), record)
+    return study
+
+
+def _harvest(
+    studies: Mapping[str, SearchStudy], tell: Callable[[Event], None]
+) -> tuple[dict[str, Record], dict[str, str]]:
+    best: dict[str, Record] = {}
+    left_out: dict[str, str] = {}
+    for name, study in studies.items():
+        record = study.best
+        if record is not None:
+            best[name] = record
+            tell(Event("study", name, record, message=study.stopped))
+            continue
+        states = Counter(record.state.value for record in study.records if record.state is not None)
+        reasons = Counter(record.reason for record in study.records if record.reason)
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "nothing was proposed"
+        left_out[name] = counts + "".join(f"; mostly: {reason}" for reason, _ in reasons.most_common(1))
+        tell(Event("left_out", name, message=left_out[name]))
+    return best, left_out
+
+
+def _term(record: Record) -> Term:
+    (term,) = record.policy.terms
+    return term
+
+
+def _warm_choices(policies: Sequence[Policy], spaces: Mapping[str, Space]) -> dict[str, list[Params]]:
+    choices: dict[str, list[Params]] = {name: [] for name in spaces}
+    by_knowledge = {space.knowledge: name for name, space in spaces.items()}
+    faults = Faults("warm start")
+    for policy in policies:
+        for term in policy.terms:
+            name = by_knowledge.get(str(term.to_dict()["knowledge"]))
+            if name is None:
+                continue
+            try:
+                choice = _nearest_choice(spaces[name], term)
+            except UserError as error:
+                faults.add(error)
+                continue
+            if choice not in choices[name]:
+                choices[name].append(choice)
+    faults.raise_as(ConfigError)
+    return choices
+
+
+def _nearest_choice(space: Space, term: Term) -> Params:
+    """The choice that stands for a term, with the nearest weight that the space offers.
+
+    Raises:
+        ConfigError: transforms or distance lie outside the space.
+    """
+    weights = [float(weight) for weight in space.genes["weight"]]
+    if term.weighting != space.weighting:
+        nearest = sorted(weights)[len(weights) // 2]
+    else:
+        nearest = min(weights, key=lambda weight: abs(np.log(weight / max(term.weight, 1e-9))))
+    return space.encode(replace(term, weight=nearest, weighting=space.weighting))

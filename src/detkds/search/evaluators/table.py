@@ -1,0 +1,109 @@
+"""Evaluators without training: a table of measured policies, and synthetic landscapes, to compare searches in seconds."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from detkds.policy import Policy, Term
+from detkds.registry import EVALUATORS, expression
+from detkds.search.result import Result, State
+
+
+@EVALUATORS.register("table")
+class TableEvaluator:
+    """Looks policies up.
+
+    Args:
+        table: AP (or a whole result) by canonical key, or a function of the policy that gives either.
+        missing: the AP of a policy that is not in the table; None makes it ``FILTERED``.
+    """
+
+    def __init__(
+        self,
+        table: Mapping[str, float | Result] | Callable[[Policy], float | Result],
+        missing: float | None = None,
+    ) -> None:
+        self._table = table
+        self._missing = missing
+        self.calls: list[list[str]] = []
+
+    def evaluate(self, policies: Sequence[Policy]) -> list[Result]:
+        """One result per policy; ``calls`` keeps the keys that were asked for."""
+        self.calls.append([policy.key for policy in policies])
+        return [self._look_up(policy) for policy in policies]
+
+    def _look_up(self, policy: Policy) -> Result:
+        if callable(self._table):
+            found: float | Result | None = self._table(policy)
+        else:
+            found = self._table.get(policy.key, self._missing)
+        if found is None:
+            return Result(State.FILTERED, reason="not in the table", trained=False)
+        return found if isinstance(found, Result) else Result(State.COMPLETE, float(found))
+
+
+@EVALUATORS.register("synthetic")
+@dataclass(frozen=True)
+class SyntheticLandscape:
+    """A random fitness landscape over policies, the same on every machine.
+
+    A term's quality is a sum of Gaussian main effects of its options (deviation 1) and of interactions of each pair
+    of them (deviation ``interaction``), scaled to ``spread`` AP. A policy gains the root of the summed squares of
+    its terms' positive qualities, plus their negative ones: terms help each other less than they add up.
+
+    Attributes:
+        seed: which landscape.
+        base: AP of the plain student.
+        spread: deviation of a term's quality, in AP.
+        interaction: deviation of the pairwise effects relative to the main ones; 0 is separable.
+        noise: deviation of what measuring adds, in AP; the same each time a policy is measured.
+        rejected: fraction of policies that are filtered.
+    """
+
+    seed: int = 0
+    base: float = 30.0
+    spread: float = 0.75
+    interaction: float = 0.6
+    noise: float = 0.15
+    rejected: float = 0.1
+    _effects: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def evaluate(self, policies: Sequence[Policy]) -> list[Result]:
+        """Measure policies: true AP plus noise, or filtered."""
+        return [self._measure(policy) for policy in policies]
+
+    def true_ap(self, policy: Policy) -> float:
+        """The AP without noise."""
+        qualities = [self.quality(term) for term in policy.canonical().terms]
+        gain = math.sqrt(sum(quality**2 for quality in qualities if quality > 0))
+        return self.base + gain + sum(quality for quality in qualities if quality < 0)
+
+    def quality(self, term: Term) -> float:
+        """What the term is worth alone, in AP; may be negative."""
+        options = {getattr(piece, "stage", "transform"): expression(piece) for piece in term.transforms}
+        genes = [f"{stage}={option}" for stage, option in sorted(options.items())]
+        kind = expression(term.knowledge)
+        genes = [f"{kind}:{gene}" for gene in (*genes, f"distance={expression(term.distance)}", f"w={term.weight:g}")]
+        pairs = [f"{a}&{b}" for i, a in enumerate(genes) for b in genes[i + 1 :]] if self.interaction else []
+        total = sum(map(self._normal, genes)) + self.interaction * sum(map(self._normal, pairs))
+        return self.spread * total / math.sqrt(len(genes) + self.interaction**2 * len(pairs))
+
+    def _measure(self, policy: Policy) -> Result:
+        key = policy.key
+        if self._generator(f"reject {key}").random() < self.rejected:
+            return Result(State.FILTERED, reason="synthetic: rejected", trained=False)
+        ap = self.true_ap(policy) + self.noise * float(self._generator(f"noise {key}").standard_normal())
+        return Result(State.COMPLETE, ap, {"AP50": 1.5 * ap})
+
+    def _normal(self, text: str) -> float:
+        if text not in self._effects:
+            self._effects[text] = float(self._generator(text).standard_normal())
+        return self._effects[text]
+
+    def _generator(self, text: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(text.encode())])

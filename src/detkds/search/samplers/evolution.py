@@ -1,0 +1,100 @@
+"""Evolution of policies: Algorithm 1 of the paper, with what it leaves open decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from detkds.registry import SAMPLERS
+from detkds.search.samplers.base import REDRAWS, Entry, Proposal, SearchSampler
+from detkds.search.samplers.population import (
+    Population,
+    cross,
+    mutate,
+    neighbours,
+    parent_pool,
+    replay,
+    stratified,
+)
+from detkds.search.settings import SearchSettings
+from detkds.search.space import Option, Params, SearchSpace, draw
+
+
+@SAMPLERS.register("evolution")
+class Evolution(SearchSampler):
+    """Keep a population; mutate one gene of a good member; keep the child if it is no worse than the worst.
+
+    The initial population is the given choices and a stratified sample. An iteration takes ceil(r P) members, one of
+    the k best of them as parent, and proposes a mutant (and, if asked for, a random newcomer that competes with it).
+    A choice that was already made is never proposed again: after 20 redraws the untried neighbours of the parent,
+    then of the other good members, are listed.
+
+    Source: DetKDS (ICML 2024), Algorithm 1. The mutation operator, ties and the initial sample are not given there.
+    """
+
+    def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
+        """Fill the first open slot of the algorithm."""
+        population = self.population(history)
+        role, iteration = population.open_slots(self.settings)[0]
+        if role == "init":
+            params = self._design(population, history)[iteration]
+            if not self.space.legal(params) or self.space.key(params) in population.seen:
+                params = self.unseen(population.seen, rng)
+        elif role == "mutant" and population.members:
+            return self._mutant(population, iteration, rng)
+        else:
+            params = self.unseen(population.seen, rng)
+        if params is None:
+            return Proposal(draw(self.space, rng), "exhausted", iteration)
+        return Proposal(params, role, iteration)
+
+    def lot(self, history: Sequence[Entry]) -> int:
+        """The open part of the initial population, in chunks, or of the iterations that run side by side."""
+        slots = self.population(history).open_slots(self.settings)
+        return min(len(slots), self.settings.initial_chunk) if slots[0][0] == "init" else len(slots)
+
+    def population(self, history: Sequence[Entry]) -> Population:
+        """Where the algorithm stands after these trials."""
+        return replay(history, self.settings, len(self.initial))
+
+    def _design(self, population: Population, history: Sequence[Entry]) -> list[dict[str, Option]]:
+        rng = np.random.default_rng([self.seed, 0, 1])
+        given = [dict(params) for params in self.initial]
+        taken = {self.space.key(params) for params in given}
+        taken |= {entry.key for entry in history if entry.role == "seed"}
+        return given + stratified(self.space, population.slots - len(given), rng, taken)
+
+    def _mutant(self, population: Population, iteration: int, rng: np.random.Generator) -> Proposal:
+        pool = parent_pool(population.members, self.settings, rng)
+        crossing = len(pool) > 1 and rng.random() < self.settings.crossover
+        parents = [pool[i] for i in rng.choice(len(pool), 2 if crossing else 1, replace=False)]
+        numbers = tuple(parent.number for parent in parents)
+        for _ in range(REDRAWS):
+            base = cross(parents[0].params, parents[1].params, self.space, rng) if crossing else parents[0].params
+            child = mutate(base, self.space, rng)
+            if self._is_new(child, population):
+                return Proposal(child, "mutant", iteration, numbers)
+        for parent in (*parents, *pool, *population.members):
+            untried = [child for child in neighbours(parent.params, self.space) if self._is_new(child, population)]
+            if untried:
+                return Proposal(untried[int(rng.integers(len(untried)))], "mutant", iteration, (parent.number,))
+        params = self.unseen(population.seen, rng)
+        if params is None:
+            return Proposal(draw(self.space, rng), "exhausted", iteration)
+        return Proposal(params, "mutant", iteration)
+
+    def _is_new(self, params: Params, population: Population) -> bool:
+        return self.space.legal(params) and self.space.key(params) not in population.seen
+
+
+@SAMPLERS.register("weights")
+def weight_evolution(
+    space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()
+) -> Evolution:
+    """Evolution of weight vectors: two parents are crossed gene by gene, then exactly one weight is changed.
+
+    Source: DetKDS (ICML 2024), section 3.3, where the operators are only named.
+    """
+    return Evolution(space, seed, replace(settings, crossover=1.0, newcomer="never"), initial)

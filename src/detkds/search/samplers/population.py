@@ -1,0 +1,169 @@
+"""The population of Algorithm 1, replayed from the stored trials, and the operations on choices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from detkds.search.result import State
+from detkds.search.samplers.base import Entry
+from detkds.search.settings import SearchSettings
+from detkds.search.space import Option, Params, SearchSpace
+
+Slot = tuple[str, int]
+"""A role and its iteration (for ``init``: the place in the initial population)."""
+
+
+@dataclass
+class Population:
+    """Where the algorithm stands after some trials.
+
+    Attributes:
+        size: P, constant once the initial population is complete.
+        slots: places of the initial population that are to be measured.
+        members: the population.
+        seen: keys of all choices ever made, including refused and running ones.
+        taken: slots that are filled or whose candidate is running.
+    """
+
+    size: int
+    slots: int
+    members: list[Entry] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    taken: set[Slot] = field(default_factory=set)
+
+    def open_slots(self, settings: SearchSettings) -> list[Slot]:
+        """What may be proposed now: free places of the initial population, else of the next iterations.
+
+        Places of the first ``settings.parallel`` unfinished iterations; a refused candidate leaves its place free.
+        """
+        initial = [slot for slot in (("init", place) for place in range(self.slots)) if slot not in self.taken]
+        if initial:
+            return initial
+        found: list[Slot] = []
+        iteration, open_iterations = 0, 0
+        while open_iterations < settings.parallel:
+            free = [slot for slot in iteration_slots(iteration, settings) if slot not in self.taken]
+            open_iterations += bool(free)
+            found += free
+            iteration += 1
+        return found
+
+
+def replay(history: Iterable[Entry], settings: SearchSettings, initial: int = 0) -> Population:
+    """Run the algorithm over stored trials.
+
+    A completed or pruned candidate fills its slot; a filtered or failed one never enters the population and its slot
+    is proposed anew. When all slots of an iteration are filled, the better candidate (tie: the mutant) is added and
+    the worst member (tie: the older) removed.
+
+    Args:
+        history: trials in the order of their numbers.
+        settings: algorithm parameters.
+        initial: how many given choices belong into the initial population.
+    """
+    entries = list(history)
+    seeds = sum(entry.role == "seed" for entry in entries)
+    population = Population(size=settings.population, slots=max(settings.population - seeds, initial))
+    filled: dict[int, dict[str, Entry]] = {}
+    initials = 0
+    for entry in entries:
+        population.seen.add(entry.key)
+        slot = (entry.role, entry.iteration)
+        if entry.twin or entry.state in (State.FILTERED, State.FAILED):
+            continue
+        if entry.role in ("mutant", "newcomer", "init"):
+            population.taken.add(slot)
+        if entry.state is None:
+            continue
+        if entry.role in ("mutant", "newcomer"):
+            candidates = filled.setdefault(entry.iteration, {})
+            candidates[entry.role] = entry
+            if len(candidates) < len(iteration_slots(entry.iteration, settings)):
+                continue
+            entry = max(candidates.values(), key=lambda entry: (entry.fitness, entry.role == "mutant"))
+        initials += entry.role == "init"
+        population.members.append(entry)
+        if initials >= population.slots:
+            while len(population.members) > population.size:
+                population.members.remove(min(population.members, key=lambda entry: (entry.fitness, entry.number)))
+    return population
+
+
+def iteration_slots(iteration: int, settings: SearchSettings) -> list[Slot]:
+    """What one iteration measures: a mutant, and a newcomer where the settings ask for one."""
+    roles = ("mutant", "newcomer") if settings.has_newcomer(iteration) else ("mutant",)
+    return [(role, iteration) for role in roles]
+
+
+def parent_pool(members: Sequence[Entry], settings: SearchSettings, rng: np.random.Generator) -> list[Entry]:
+    """The ``settings.parents`` fittest (tie: the newer) of a random ceil(r P) members, best first."""
+    count = math.ceil(settings.sample_ratio * len(members) - 1e-9)
+    sample = [members[i] for i in rng.choice(len(members), count, replace=False)]
+    return sorted(sample, key=lambda entry: (entry.fitness, entry.number), reverse=True)[: settings.parents]
+
+
+def mutate(params: Params, space: SearchSpace, rng: np.random.Generator) -> dict[str, Option]:
+    """Change exactly one gene, to any of its other options alike; unchanged only where no gene has another option."""
+    free = [name for name, options in space.genes.items() if len(options) > 1]
+    child = {name: params[name] for name in space.genes}
+    if free:
+        name = free[int(rng.integers(len(free)))]
+        others = [option for option in space.genes[name] if option != params[name]]
+        child[name] = others[int(rng.integers(len(others)))]
+    return child
+
+
+def cross(first: Params, second: Params, space: SearchSpace, rng: np.random.Generator) -> dict[str, Option]:
+    """Uniform crossover: every gene from either parent with probability one half."""
+    return {name: (first if rng.random() < 0.5 else second)[name] for name in space.genes}
+
+
+def neighbours(params: Params, space: SearchSpace) -> Iterator[dict[str, Option]]:
+    """Every choice that differs in exactly one gene."""
+    for name, options in space.genes.items():
+        for option in options:
+            if option != params[name]:
+                yield {gene: option if gene == name else params[gene] for gene in space.genes}
+
+
+def stratified(
+    space: SearchSpace, count: int, rng: np.random.Generator, taken: Iterable[str] = ()
+) -> list[dict[str, Option]]:
+    """``count`` choices in which every option of every gene appears floor or ceil(count / options) times.
+
+    Genes are paired at random (a Latin hypercube); pairs that are illegal or the same loss as another are re-paired
+    by exchanging one gene with another row, which keeps the counts. Where that does not succeed (a space with few
+    distinct losses) the row stays, and whoever uses the design draws anew.
+    """
+    columns = {name: _spread(options, count, rng) for name, options in space.genes.items()}
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(count)]
+    names = list(space.genes)
+    taken = set(taken)
+    for _ in range(100 * count):
+        clashing = _clashing(rows, space, taken)
+        if not clashing:
+            break
+        row, other = rows[clashing[0]], rows[int(rng.integers(count))]
+        name = names[int(rng.integers(len(names)))]
+        row[name], other[name] = other[name], row[name]
+    return rows
+
+
+def _spread(options: Sequence[Option], count: int, rng: np.random.Generator) -> list[Option]:
+    whole, rest = divmod(count, len(options))
+    column = list(options) * whole + [options[i] for i in rng.permutation(len(options))[:rest]]
+    return [column[i] for i in rng.permutation(count)]
+
+
+def _clashing(rows: Sequence[Mapping[str, Option]], space: SearchSpace, taken: set[str]) -> list[int]:
+    seen, clashing = set(taken), []
+    for i, row in enumerate(rows):
+        key = space.key(row) if space.legal(row) else ""
+        if not key or key in seen:
+            clashing.append(i)
+        seen.add(key)
+    return clashing

@@ -1,0 +1,326 @@
+"""What is searched: for each kind of knowledge the options of every gene, and what a choice of them means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import yaml
+
+from detkds.errors import ConfigError, Faults, PolicyError, UserError, unknown_name
+from detkds.policy import Policy, Term, Weighting
+
+Option = str | float
+Params = Mapping[str, Option]
+
+STAGES = ("attention", "scale", "normalise", "transform")
+"""Genes that name a transform, in the order in which transforms apply."""
+
+
+class SearchSpace(Protocol):
+    """What a sampler needs to know: genes and their options, and which choices are the same policy."""
+
+    @property
+    def genes(self) -> Mapping[str, tuple[Option, ...]]:
+        """The options of every gene, by its name, in a fixed order."""
+        ...
+
+    def legal(self, params: Params) -> bool:
+        """Whether the choice is a policy at all."""
+        ...
+
+    def key(self, params: Params) -> str:
+        """A text that is equal for two choices exactly when they are the same loss."""
+        ...
+
+    def policy(self, params: Params) -> Policy:
+        """The policy that a choice of one option per gene stands for."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data that two spaces share exactly when they are the same."""
+        ...
+
+
+def draw(space: SearchSpace, rng: np.random.Generator) -> dict[str, Option]:
+    """A legal choice, uniform over the space."""
+    while True:
+        params = {name: options[int(rng.integers(len(options)))] for name, options in space.genes.items()}
+        if space.legal(params):
+            return params
+
+
+def points(space: SearchSpace) -> Iterator[dict[str, Option]]:
+    """Every legal choice, in lexicographic order of the genes' options."""
+    for values in product(*space.genes.values()):
+        params = dict(zip(space.genes, values, strict=True))
+        if space.legal(params):
+            yield params
+
+
+@dataclass(frozen=True)
+class Space:
+    """Single-term policies of one kind of knowledge.
+
+    Attributes:
+        knowledge: an expression such as ``global``.
+        genes: the options of every gene: transforms (``attention``, ``scale``, ``normalise``, or ``transform`` for
+            responses; ``none`` for no operation), ``distance`` and ``weight``.
+        weighting: what the weights mean; see :class:`detkds.policy.Term`.
+
+    Raises:
+        ConfigError: listing every gene that is not known and every option of which no legal term can be built.
+    """
+
+    knowledge: str
+    genes: Mapping[str, tuple[Option, ...]]
+    weighting: Weighting = "absolute"
+    _keys: dict[tuple[Option, ...], str] = field(default_factory=dict, repr=False, compare=False)
+    _illegal: set[tuple[Option, ...]] = field(default_factory=set, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "genes", {name: tuple(options) for name, options in self.genes.items()})
+        self._check_genes()
+        self._check_options()
+
+    def __hash__(self) -> int:
+        return hash((self.knowledge, tuple(self.genes.items()), self.weighting))
+
+    def term(self, params: Params) -> Term:
+        """The term of one choice; its transforms in the order of :data:`STAGES`."""
+        transforms = [str(params[stage]) for stage in STAGES if params.get(stage, "none") != "none"]
+        return Term(self.knowledge, transforms, str(params["distance"]), float(params["weight"]), self.weighting)
+
+    def policy(self, params: Params) -> Policy:
+        """The policy of one choice: a single term."""
+        return Policy([self.term(params)])
+
+    def key(self, params: Params) -> str:
+        """The text of the canonical policy; remembered."""
+        choice = tuple(params[name] for name in self.genes)
+        if choice not in self._keys:
+            self._keys[choice] = self.policy(params).key
+        return self._keys[choice]
+
+    def legal(self, params: Params) -> bool:
+        """Whether distance and transforms fit together."""
+        return self._unweighted(params) not in self._illegal
+
+    @property
+    def size(self) -> int:
+        """Legal choices, as written; some are the same loss."""
+        return math.prod(len(options) for options in self.genes.values()) - len(self._illegal) * len(
+            self.genes["weight"]
+        )
+
+    def count_canonical(self) -> int:
+        """Distinct losses, counted by building every one."""
+        return len(self._index)
+
+    def encode(self, policy: Policy | Term) -> dict[str, Option]:
+        """The choice that stands for a policy (or for the same loss written otherwise).
+
+        Raises:
+            ConfigError: the policy lies outside this space.
+        """
+        key = (policy if isinstance(policy, Policy) else Policy([policy])).key
+        if key not in self._index:
+            raise ConfigError(f"policy outside the {self.knowledge} space: {key}; add its options to the space file")
+        return dict(self._index[key])
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data: knowledge, weighting and genes."""
+        genes = {name: list(options) for name, options in self.genes.items()}
+        return {"knowledge": self.knowledge, "weighting": self.weighting, "genes": genes}
+
+    @cached_property
+    def _index(self) -> dict[str, dict[str, Option]]:
+        index: dict[str, dict[str, Option]] = {}
+        for params in points(self):
+            index.setdefault(self.key(params), params)
+        return index
+
+    def _unweighted(self, params: Params) -> tuple[Option, ...]:
+        return tuple(params[name] for name in self.genes if name != "weight")
+
+    def _check_genes(self) -> None:
+        faults = Faults(f"space {self.knowledge}")
+        for name, options in self.genes.items():
+            if name not in (*STAGES, "distance", "weight"):
+                faults.add(unknown_name("gene", name, (*STAGES, "distance", "weight")))
+            if not options:
+                faults.add(f"{name}: expected at least one option, got none")
+            if len(set(options)) != len(options):
+                faults.add(f"{name}: an option is listed twice in {', '.join(map(str, options))}")
+        for name in ("distance", "weight"):
+            if name not in self.genes:
+                faults.add(f"missing gene {name!r}")
+        for weight in self.genes.get("weight", ()):
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                faults.add(f"weight: expected finite numbers > 0, got {weight!r}")
+        faults.raise_as(ConfigError)
+        genes = dict(self.genes)
+        genes["weight"] = tuple(float(weight) for weight in genes["weight"])
+        object.__setattr__(self, "genes", genes)
+
+    def _check_options(self) -> None:
+        usable: set[tuple[str, Option]] = set()
+        refused: dict[tuple[str, Option], str] = {}
+        names = [name for name in self.genes if name != "weight"]
+        weight = self.genes["weight"][0]
+        for values in product(*(self.genes[name] for name in names)):
+            choice = list(zip(names, values, strict=True))
+            try:
+                self.term({**dict(choice), "weight": weight})
+                usable.update(choice)
+            except PolicyError as error:
+                self._illegal.add(values)
+                for item in choice:
+                    if not usable.issuperset((item,)):
+                        refused.setdefault(item, error.faults[0])
+        faults = Faults(f"space {self.knowledge}")
+        for (name, option), reason in refused.items():
+            if (name, option) not in usable:
+                faults.add(f"{name}: {option}: {reason}")
+        faults.raise_as(ConfigError)
+
+
+@dataclass(frozen=True)
+class CombinationSpace:
+    """Weight vectors over one fixed term per kind of knowledge; weight 0 switches a term off.
+
+    The vector of zeros, which is the plain student, is not part of the space.
+
+    Attributes:
+        terms: the term of every kind of knowledge.
+        weights: the options of every weight; 0 is added where it is missing.
+    """
+
+    terms: Mapping[str, Term]
+    weights: Sequence[float]
+    genes: dict[str, tuple[Option, ...]] = field(init=False, repr=False)
+    _keys: dict[tuple[Option, ...], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ConfigError("combination space: expected at least one term, got none")
+        weights = tuple(sorted({0.0, *map(float, self.weights)}))
+        if len(weights) < 2 or not all(0 <= weight < math.inf for weight in weights):
+            raise ConfigError(f"combination space: expected finite weights >= 0, one above 0, got {self.weights}")
+        object.__setattr__(self, "genes", {name: cast(tuple[Option, ...], weights) for name in self.terms})
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.terms.items()), tuple(self.weights)))
+
+    def legal(self, params: Params) -> bool:
+        """Whether any weight is above 0."""
+        return any(params[name] for name in self.terms)
+
+    def policy(self, params: Params) -> Policy:
+        """The terms whose weight is above 0."""
+        return Policy([_weighted(term, params[name]) for name, term in self.terms.items() if params[name]])
+
+    def key(self, params: Params) -> str:
+        """The text of the canonical policy; remembered."""
+        choice = tuple(params[name] for name in self.genes)
+        if choice not in self._keys:
+            self._keys[choice] = self.policy(params).key
+        return self._keys[choice]
+
+    @property
+    def size(self) -> int:
+        """Weight vectors other than zero."""
+        return math.prod(len(options) for options in self.genes.values()) - 1
+
+    def nearest(self, weights: Mapping[str, float]) -> dict[str, Option]:
+        """The vector nearest to the wanted weights (0 stays 0, others by their logarithm)."""
+        options = [float(option) for option in next(iter(self.genes.values())) if option]
+        return {
+            name: min(options, key=lambda option: abs(math.log(option / weights[name]))) if weights.get(name) else 0.0
+            for name in self.terms
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data: terms and weights."""
+        terms = {name: str(_weighted(term, 1.0)) for name, term in self.terms.items()}
+        return {"terms": terms, "weights": [float(option) for option in next(iter(self.genes.values()))]}
+
+
+def _weighted(term: Term, weight: Option) -> Term:
+    return Term(term.knowledge, term.transforms, term.distance, float(weight), term.weighting, term.levels)
+
+
+def load_spaces(
+    name: str | Path = "default", weighting: Weighting = "absolute", knowledge: Sequence[str] | None = None
+) -> dict[str, Space]:
+    """Load the spaces of a shipped file (``default``, ``paper``) or of a YAML file of the same form.
+
+    Args:
+        name: a shipped name or a path.
+        weighting: which of the file's weight lists to use, and what the weights mean.
+        knowledge: the kinds wanted, in this order; None for all of the file.
+
+    Raises:
+        ConfigError: listing every fault in the file.
+    """
+    shipped = {
+        file.name.removesuffix(".yaml"): file
+        for file in (resources.files("detkds") / "search" / "spaces").iterdir()
+        if file.name.endswith(".yaml")
+    }
+    if str(name) in shipped:
+        text, where = shipped[str(name)].read_text(encoding="utf-8"), f"spaces/{name}.yaml"
+    elif Path(name).suffix in (".yaml", ".yml"):
+        try:
+            text, where = Path(name).read_text(encoding="utf-8"), str(name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name}: cannot be read as a space file: {error}") from None
+    else:
+        raise ConfigError(unknown_name("space", name, shipped) + "; or give the path of a .yaml file")
+    return parse_spaces(text, where, weighting, knowledge)
+
+
+def parse_spaces(
+    text: str, where: str = "space", weighting: Weighting = "absolute", knowledge: Sequence[str] | None = None
+) -> dict[str, Space]:
+    """Parse the text of a space file; see :func:`load_spaces`."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    faults = Faults(where)
+    weights, kinds = (_mapping(data, key, faults) for key in ("weights", "knowledge"))
+    if weights and not isinstance(weights.get(weighting), list):
+        faults.add(f"weights.{weighting}: expected a list of numbers, got {weights.get(weighting)!r}")
+    for kind in knowledge or ():
+        if kinds and kind not in kinds:
+            faults.add(unknown_name("knowledge", kind, kinds))
+    faults.raise_as(ConfigError)
+    spaces: dict[str, Space] = {}
+    for kind in knowledge if knowledge is not None else kinds:
+        genes = kinds[kind]
+        if not isinstance(genes, dict) or not all(isinstance(options, list) for options in genes.values()):
+            faults.add(f"knowledge.{kind}: expected lists of options by gene, got {genes!r}")
+            continue
+        options = {name: tuple(map(str, listed)) for name, listed in genes.items() if name != "weight"}
+        try:
+            spaces[kind] = Space(kind, {**options, "weight": tuple(genes.get("weight", weights[weighting]))}, weighting)
+        except UserError as error:
+            faults.add(error)
+    faults.raise_as(ConfigError)
+    return spaces
+
+
+def _mapping(data: Any, key: str, faults: Faults) -> dict[str, Any]:
+    value = data.get(key) if isinstance(data, dict) else None
+    if not isinstance(value, dict) or not value:
+        faults.add(f"{key}: expected a mapping, got {value!r}")
+        return {}
+    return value
