@@ -15,8 +15,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("detkds", deadline=None, derandomize=True, database=None)  # the same examples everywhere
+settings.load_profile("detkds")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
