@@ -216,6 +216,7 @@ def search_settings(config: RunConfig) -> SearchSettings:
         newcomer=search.newcomer,
         single_budget=search.single_budget,
         combination_budget=search.combination_budget,
+        initial_chunk=max(1, config.proxy.population // max(1, len(search.knowledge))),
         finalists=config.final.top,
     )
 

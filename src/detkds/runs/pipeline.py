@@ -1,0 +1,141 @@
+"""The main job: teacher, search, final comparison, summary; each part is kept and taken up where it was left."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from detkds.config import RunConfig
+from detkds.policy import Policy
+from detkds.runs.comparison import compare, contenders, slug
+from detkds.runs.folder import append_line, open_folder, read_lines
+from detkds.runs.plan import Plan, make_plan
+from detkds.runs.summary import summarise, write_summary
+from detkds.runs.teacher import prepare_teacher
+from detkds.runs.verdict import Row
+from detkds.search.divide_and_conquer import Event, SearchOutcome, search
+from detkds.search.evaluators.population import PopulationEvaluator
+
+
+class Listener(Protocol):
+    """Is told what a run does; the command line shows it."""
+
+    def stage(self, title: str, total: int) -> None:
+        """A part of the run begins, with this many units of work."""
+        ...
+
+    def advance(self, units: float, note: str = "") -> None:
+        """Work was done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves: its folder, the summary, and the pieces the summary was made from."""
+
+    folder: Path
+    plan: Plan
+    summary: dict[str, Any]
+    rows: list[Row]
+    outcome: SearchOutcome
+
+
+def run(config: RunConfig, listener: Listener) -> Finished:
+    """Search on the proxy, retrain the best at the full budget beside the plain student and the hand-designed policies.
+
+    Raises:
+        UserError: every fault in the configuration, before anything is trained.
+    """
+    plan = make_plan(config)
+    with open_folder(config) as folder:
+        teacher = _teacher(plan, folder, listener)
+        with clocked(folder, "search"):
+            outcome = find_policy(plan, folder, listener)
+        found = [record.best_policy for record in outcome.finalists]
+        with clocked(folder, "comparison"):
+            rows = _comparison(plan, folder, found, listener)
+        summary = summarise(plan, teacher, rows, outcome.records, found[0], total_seconds(folder))
+        write_summary(folder, summary, outcome.records, found[0])
+        _ship_student(folder, rows, config.final.seeds[0])
+    return Finished(folder, plan, summary, rows, outcome)
+
+
+def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
+    """Search on the proxy; the study is kept in the run folder (or in ``search.storage``) and resumed from it."""
+    config = plan.config
+    settings = plan.settings
+    evaluator = PopulationEvaluator(
+        plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config),
+        population=config.proxy.population,
+        calibration_batches=config.proxy.calibration_batches,
+        seed=config.search.seed,
+    )
+    combination = settings.combination_budget if len(plan.spaces) > 1 else 0
+    listener.stage("search", settings.single_budget * len(plan.spaces) + combination)
+    for kind, reason in plan.refused.items():
+        listener.note(f"{kind} is not searched: {reason}")
+
+    def on_event(event: Event) -> None:
+        record = event.record
+        if event.kind == "trial" and record is not None:
+            value = f"AP {record.ap:.1f}" if record.ap is not None else f"{record.state}: {record.reason}"
+            listener.advance(float(record.counts), f"{record.place}  {value}  {record.policy}")
+        elif event.kind == "study" and record is not None:
+            listener.note(f"best of {event.study}: AP {record.ap:.1f}  {record.best_policy}")
+        elif event.message:
+            listener.note(f"{event.study}: {event.message}")
+
+    return search(evaluator, plan.spaces, settings, config.search.storage or folder, config.search.seed, on_event)
+
+
+def _teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
+    train = plan.config.teacher.train
+    listener.stage("teacher", train.epochs if train is not None and not plan.teacher_ready else 1)
+    with clocked(folder, "teacher"):
+        metrics = prepare_teacher(plan, folder, lambda done: listener.advance(1))
+    listener.note(f"teacher: AP {100 * metrics['ap']:.1f} on the test images")
+    return metrics
+
+
+def _comparison(plan: Plan, folder: Path, found: list[Policy], listener: Listener) -> list[Row]:
+    entries = contenders(plan, found)
+    listener.stage("comparison", len(entries) * len(plan.config.final.seeds))
+
+    def on_result(name: str, seed: int, ap: float | None) -> None:
+        listener.advance(1, f"{name}, seed {seed}: " + (f"AP {100 * ap:.1f}" if ap is not None else "failed"))
+
+    return compare(plan, folder, entries, on_result=on_result)
+
+
+def _ship_student(folder: Path, rows: list[Row], seed: int) -> None:
+    """``student.safetensors``: the student of the searched policy's first seed."""
+    for row in rows:
+        if row.name == "searched" and seed in row.ap:
+            shutil.copyfile(folder / "students" / f"{slug(row.name)}-seed{seed}.safetensors", folder / "student.safetensors")
+
+
+@contextmanager
+def clocked(folder: Path, stage: str) -> Iterator[None]:
+    """Add the wall time of a stage to ``timing.jsonl``, also where it ends early."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        append_line(folder / "timing.jsonl", {"stage": stage, "seconds": round(time.perf_counter() - started, 3)})
+
+
+def total_seconds(folder: Path) -> dict[str, float]:
+    """Seconds spent in each stage, over all processes that worked on this run."""
+    seconds: dict[str, float] = {}
+    for record in read_lines(folder / "timing.jsonl"):
+        seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + record["seconds"]
+    return seconds

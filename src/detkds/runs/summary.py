@@ -1,0 +1,98 @@
+"""The result of a run as plain data: what ``summary.json`` holds and every table is made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import detkds
+from detkds.policy import Policy
+from detkds.runs.folder import write_text
+from detkds.runs.plan import Plan, describe_data
+from detkds.runs.verdict import Row, verdict
+from detkds.search.result import Record
+
+
+def summarise(
+    plan: Plan,
+    teacher: Mapping[str, Any],
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    policy: Policy,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Collect everything a reader needs to judge the run; AP in points (0-100)."""
+    counts = {state: sum(r.state is not None and r.state.value == state for r in records) for state in _STATES}
+    measured = Row(
+        name="teacher",
+        kind="teacher",
+        policy="",
+        ap={plan.config.seed: 100 * teacher["ap"]},
+        mean=100 * teacher["ap"],
+        spread=0.0,
+        metrics={key: 100 * value for key, value in teacher.items() if key.startswith("ap") and _number(value)},
+    )
+    return {
+        "name": plan.config.name,
+        "version": detkds.__version__,
+        "verdict": verdict(rows),
+        "rows": [row.to_dict() for row in (measured, *rows)],
+        "policy": policy.to_dict(),
+        "seeds": list(plan.config.final.seeds),
+        "search": {
+            "weighting": plan.config.search.weighting,
+            "sampler": plan.config.search.sampler,
+            "seed": plan.config.search.seed,
+            "trainings": sum(record.counts for record in records),
+            "looked_up": sum(bool(record.twin_of) for record in records),
+            "states": counts,
+            "refused_knowledge": dict(plan.refused),
+        },
+        "data": {
+            "train": describe_data(plan.train_data),
+            "test": describe_data(plan.test_data),
+            "proxy": describe_data(plan.proxy_data),
+            "validation": describe_data(plan.validation_data),
+        },
+        "inherited_tensors": len(plan.inherited),
+        "seconds": {key: round(value, 1) for key, value in seconds.items()},
+        "machine": {
+            "processor": platform.machine(),
+            "device": str(plan.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+    }
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Record], policy: Policy) -> None:
+    """Write ``summary.json``, ``trials.jsonl`` and ``policy.yaml``."""
+    write_text(folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False))
+    write_text(folder / "trials.jsonl", "".join(json.dumps(_finite(r.to_dict())) + "\n" for r in records))
+    write_text(folder / "policy.yaml", policy.to_yaml())
+
+
+_STATES = ("complete", "filtered", "pruned", "failed")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _finite(data: Any) -> Any:
+    """The same data with null in place of numbers JSON does not have."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
+
+
