@@ -60,7 +60,7 @@ def canonical_steps(knowledge: str, transforms: tuple[str, ...], distance: str) 
     measure = _Step.parse(distance)
     if measure.name in _ELEMENTWISE and steps and steps[-1].name == "reshape":
         steps.pop()
-    if knowledge in _WEIGHTED_BY_POSITION:
+    if parse_expression(knowledge)[0] in _WEIGHTED_BY_POSITION:
         chain = _Chain.of(steps, measure)
         if chain is not None:
             chain.simplify()
