@@ -43,10 +43,10 @@ def make_digits(
 ) -> tuple[CocoPaths, CocoPaths]:
     """Write the digits data set in the COCO layout and return its training and validation paths.
 
-    Images of ``size`` x ``size`` pixels hold 0 to 6 digits, a seventh to two fifths of the side tall, turned by up to 25
-    degrees, lighter or darker than a blurred or sharp crop of a photograph, among stray strokes. Each has its box,
-    its mask and its class. Validation uses digits and parts of the photographs that training never shows. The same
-    arguments give the same pixels; a folder that already holds them is used as it is.
+    Images of ``size`` x ``size`` pixels hold 0 to 6 digits, a seventh to two fifths of the side tall, turned by up
+    to 25 degrees, lighter or darker than a blurred or sharp crop of a photograph, among stray strokes. Each has its
+    box, its mask and its class. Validation uses digits and parts of the photographs that training never shows. The
+    same arguments give the same pixels; a folder that already holds them is used as it is.
 
     Raises:
         DataError: an argument is out of range, or the folder holds something else.
@@ -209,7 +209,7 @@ def _digit(sample: np.ndarray, height_px: float, degrees: float) -> np.ndarray:
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
     centre = np.full(2, (side - 1) / 2)
-    offset = np.full(2, 3.5) - turn @ centre
+    offset: Any = np.full(2, 3.5) - turn @ centre
     ink = ndimage.affine_transform(sample, turn, offset, (side, side), order=3)
     ink = np.clip((ink - 0.2) / 0.45, 0, 1)
     visible = ink > 0

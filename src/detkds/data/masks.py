@@ -33,7 +33,7 @@ def rasterise(segmentation: Any, height: int, width: int, *, where: str = "segme
         else:
             if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
                 raise ValueError("expected polygons of at least 3 x, y points")
-            runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+            runs = coco_mask.merge(cast(Any, coco_mask.frPyObjects(segmentation, height, width)))
         return coco_mask.decode(cast(Any, runs)).astype(bool)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: the segmentation cannot be drawn ({error}); mend or remove it") from error
@@ -42,5 +42,8 @@ def rasterise(segmentation: Any, height: int, width: int, *, where: str = "segme
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """Write a ``(H, W)`` bool mask as compressed run lengths that JSON can hold."""
     runs = cast(Any, coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))))
-    counts = runs["counts"]
-    return {"size": [int(side) for side in mask.shape], "counts": counts if isinstance(counts, str) else counts.decode()}
+    counts = runs["counts"] if isinstance(runs["counts"], str) else runs["counts"].decode()
+    return {
+        "size": [int(side) for side in mask.shape],
+        "counts": counts if isinstance(counts, str) else counts.decode(),
+    }

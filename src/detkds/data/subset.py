@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import sparse
 
@@ -28,6 +30,9 @@ def proxy_subset(
     least from the smallest to the largest cell; a part that misses a cell of the whole is taken only where all do,
     and then one that misses fewest. This is how COCO minitrain was chosen (Samet et al., HoughNet, 2020).
 
+    Differs: a cell so rare that a fair share of it is less than one object has to be present, but does not count in
+    the spread, which one lucky object would otherwise decide alone.
+
     Raises:
         DataError: the data set has fewer than ``size`` images, or no object to balance by.
     """
@@ -37,7 +42,7 @@ def proxy_subset(
         return dataset
     cells = _cells(dataset, area_cuts)
     rng = np.random.default_rng(seed)
-    chosen = _best_draw(cells, size, rng, draws)
+    chosen = _best_draw(cells, len(dataset), size, rng, draws)
     return dataset.subset(dataset.image_ids[position] for position in np.flatnonzero(chosen))
 
 
@@ -68,50 +73,53 @@ def split_validation(
         )
     cells = _cells(dataset, area_cuts)
     rng = np.random.default_rng(seed)
-    chosen = _best_draw(cells, size, rng, draws)
-    classes = np.asarray(cells.toarray()).reshape(len(dataset), -1, 3).sum(2) > 0
+    chosen = _best_draw(cells, len(dataset), size, rng, draws)
+    classes = cells.toarray().reshape(len(dataset), -1, 3).sum(2) > 0
     _share_classes(classes, chosen, rng)
     ids = np.array(dataset.image_ids)
     return dataset.subset(ids[~chosen].tolist()), dataset.subset(ids[chosen].tolist())
 
 
-def _cells(dataset: CocoDataset, area_cuts: tuple[float, float]) -> sparse.csr_matrix:
+def _cells(dataset: CocoDataset, area_cuts: tuple[float, float]) -> sparse.csr_array:
     """``(images, classes * 3)`` objects per image, class and size."""
     positions, labels, areas = dataset.object_table()
     if not len(positions):
         raise DataError("the data set has no objects, so no part of it can be balanced; check its annotations")
     sizes = np.digitize(areas, area_cuts)
     shape = (len(dataset), dataset.num_classes * 3)
-    return sparse.coo_matrix((np.ones(len(positions)), (positions, labels * 3 + sizes)), shape=shape).tocsr()
+    return sparse.coo_array((np.ones(len(positions)), (positions, labels * 3 + sizes)), shape=shape).tocsr()
 
 
-def spread(cells: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def spread(cells: np.ndarray, total: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """How unevenly parts sample the non-empty cells of the whole.
 
     Args:
         cells: ``(D, cells)`` objects of D parts; ``total``: ``(cells,)`` objects of the whole.
+        share: fraction of the images in a part; cells with less than 1 / share objects are left out of the spread,
+            unless all are so rare.
 
     Returns:
         ``(D,)`` number of missed cells and ``(D,)`` largest minus smallest sampled fraction.
     """
     held = total > 0
-    fractions = cells[:, held] / total[held]
-    return (fractions == 0).sum(1), fractions.max(1) - fractions.min(1)
+    common = total * share >= 1
+    fractions = cells[:, common if common.any() else held] / total[common if common.any() else held]
+    return (cells[:, held] == 0).sum(1), fractions.max(1) - fractions.min(1)
 
 
-def _best_draw(cells: sparse.csr_matrix, size: int, rng: np.random.Generator, draws: int) -> np.ndarray:
+def _best_draw(cells: sparse.csr_array, images: int, size: int, rng: np.random.Generator, draws: int) -> np.ndarray:
     """``(images,)`` bool: the draw that misses fewest cells and, of those, spreads least."""
-    images = cells.shape[0]
     total = np.asarray(cells.sum(0)).ravel()
     best: tuple[float, float] = (np.inf, np.inf)
     chosen = np.zeros(images, dtype=bool)
     for start in range(0, max(1, draws), _CHUNK):
         count = min(_CHUNK, max(1, draws) - start)
         picks = np.stack([rng.choice(images, size, replace=False, shuffle=False) for _ in range(count)])
-        indicator = sparse.csr_matrix(
+        indicator = sparse.csr_array(
             (np.ones(picks.size), picks.ravel(), np.arange(count + 1) * size), shape=(count, images)
         )
-        missed, spreads = spread((indicator @ cells).toarray(), total)
+        counts: Any = indicator @ cells
+        missed, spreads = spread(counts.toarray(), total, size / images)
         index = int(np.lexsort((spreads, missed))[0])
         score = (float(missed[index]), float(spreads[index]))
         if score < best:
