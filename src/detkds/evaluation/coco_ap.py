@@ -77,7 +77,10 @@ def evaluate_boxes(dataset: CocoDataset, predictions: Mapping[int, Detections]) 
     if all(annotation["iscrowd"] for annotation in truth["annotations"]):
         raise DataError("evaluation: the data set has no objects, so average precision is undefined; check its split")
     evaluator = COCOeval_faster(
-        _indexed(truth), _indexed({**truth, "annotations": _results(dataset, predictions)}), "bbox", print_function=_mute
+        _indexed(truth),
+        _indexed({**truth, "annotations": _results(dataset, predictions)}),
+        "bbox",
+        print_function=_mute,
     )
     evaluator.params.maxDets = [MAX_DETECTIONS]
     evaluator.evaluate()
