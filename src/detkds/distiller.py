@@ -14,6 +14,7 @@ from detkds.errors import Faults, PairError
 from detkds.policy import Policy, Term
 from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, Pair, Target
 
+_RESPONSES = ("logits", "regression", "boxes")
 Described = DetectorInfo | Mapping[str, FeatureSpec] | Any
 
 
@@ -38,15 +39,21 @@ class Distiller(nn.Module):
         self.seed = seed
         self.step = 0
         ours, theirs = _describe(student), _describe(teacher)
+        check_pair(policy, ours, theirs)
+        self.layouts = ours.layout, theirs.layout
         self.teacher_level = _match_levels(ours, theirs)
         self.strides = {level: ours.features[level].stride for level in self.teacher_level}
-        check_pair(policy, ours, theirs)
         self.adapters = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
         for level in self._feature_levels():
             channels = ours.features[level].channels, theirs.features[self.teacher_level[level]].channels
             if channels[0] != channels[1]:
-                self.adapters[level] = _adapter(*channels, generator)
+                self.adapters[_module_name(level)] = _adapter(*channels, generator)
+
+    @property
+    def reads_responses(self) -> bool:
+        """Whether some term reads the head's responses, not the features alone."""
+        return any(term.knowledge.yields != "feature" for term in self.policy)  # type: ignore[union-attr]
 
     def forward(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target] | None = None
@@ -57,10 +64,13 @@ class Distiller(nn.Module):
             student, teacher: outputs for the same padded batch.
             targets: the objects of each image, ``boxes (R, 4)``; needed by ``fgbg`` and ``instance``.
         """
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
+        if not len(self.policy):
+            return {}
+        generator = torch.Generator()
+        draw = (self.seed * 1_000_003 + self.step) % 2**63
         self.step += self.training
         losses: dict[str, Tensor] = {}
-        with torch.autocast(student.image_sizes.device.type, enabled=False):
+        with torch.autocast(next(iter(student.features.values())).device.type, enabled=False):
             student, teacher = self._align(student, teacher)
             pairs: dict[Any, list[Pair]] = {}
             for term in self.policy:
@@ -68,39 +78,54 @@ class Distiller(nn.Module):
                 source = (term.knowledge, tuple(levels))
                 if source not in pairs:
                     pairs[source] = list(term.knowledge(student, teacher, targets, levels))  # type: ignore[operator]
-                losses[_unused(term.label, losses)] = term_loss(term, pairs[source], generator)
+                    _check_shapes(term, pairs[source])
+                # Every term starts from the same draw, so that its loss does not depend on the terms before it.
+                losses[_unused(term.label, losses)] = term_loss(term, pairs[source], generator.manual_seed(draw))
         return losses
 
     def _align(self, student: DetectorOutput, teacher: DetectorOutput) -> tuple[DetectorOutput, DetectorOutput]:
-        """Both outputs in full precision, under the student's level names, maps of equal size, teacher detached."""
+        """Both outputs in full precision, under the student's level names, the teacher's without gradient."""
+        ours, theirs = self._features(student, teacher)
+        student = replace(student, features=ours, layout=self.layouts[0])
+        teacher = replace(teacher, features=theirs, layout=self.layouts[1])
+        if not self.reads_responses:
+            return student, teacher
+        own = {name: {key: _full(value) for key, value in getattr(student, name).items()} for name in _RESPONSES}
+        return replace(student, **own), replace(teacher, **self._answers(student, teacher))
+
+    def _features(
+        self, student: DetectorOutput, teacher: DetectorOutput
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The maps of every level that some term reads; the student's resized and adapted to the teacher's."""
         ours, theirs = {}, {}
         for level in self._feature_levels():
-            theirs[level] = _full(teacher.features[self.teacher_level[level]]).detach()
-            feature = _full(student.features[level])
-            if feature.shape[-2:] != theirs[level].shape[-2:]:
-                feature = functional.interpolate(feature, theirs[level].shape[-2:], mode="bilinear", align_corners=False)
-            ours[level] = self.adapters[level](feature) if level in self.adapters else feature
-        if not any(term.knowledge.yields != "feature" for term in self.policy):  # type: ignore[union-attr]
-            return replace(student, features=ours), replace(teacher, features=theirs)
-        if student.layout.kind == "region":
-            assert student.proposals is not None and teacher.respond_at is not None
-            with torch.no_grad():
-                response = teacher.respond_at([p.detach() for p in student.proposals])
-            rows = {"logits": response.logits, "regression": response.regression, "boxes": response.boxes}
-            answers = {name: {"roi": _full(tensor).detach()} for name, tensor in rows.items()}
-        else:
-            answers = {
+            theirs[level] = _full(_at(teacher.features, self.teacher_level[level], "teacher")).detach()
+            feature, size = _full(_at(student.features, level, "student")), theirs[level].shape[-2:]
+            if feature.shape[-2:] != size:
+                feature = functional.interpolate(feature, size, mode="bilinear", align_corners=False)
+            name = _module_name(level)
+            ours[level] = self.adapters[name](feature) if name in self.adapters else feature
+        return ours, theirs
+
+    def _answers(self, student: DetectorOutput, teacher: DetectorOutput) -> dict[str, dict[str, Tensor]]:
+        """The teacher's responses without gradient; a region head is asked about the student's proposals, once."""
+        if self.layouts[0].kind != "region":
+            return {
                 name: {
-                    level: _full(getattr(teacher, name)[self.teacher_level[level]]).detach()
-                    for level in self.strides
-                    if self.teacher_level[level] in getattr(teacher, name)
+                    level: _full(getattr(teacher, name)[theirs]).detach()
+                    for level, theirs in self.teacher_level.items()
+                    if theirs in getattr(teacher, name)
                 }
-                for name in ("logits", "regression", "boxes")
+                for name in _RESPONSES
             }
-        own = {
-            name: {k: _full(v) for k, v in getattr(student, name).items()} for name in ("logits", "regression", "boxes")
-        }
-        return replace(student, features=ours, **own), replace(teacher, features=theirs, **answers)
+        if student.proposals is None or teacher.respond_at is None:
+            raise ValueError(
+                "region responses need the student's proposals (a pass in training mode gives them) and a teacher's "
+                "output that has respond_at"
+            )
+        with torch.no_grad():
+            response = teacher.respond_at([proposals.detach() for proposals in student.proposals])
+        return {name: {"roi": _full(getattr(response, name)).detach()} for name in _RESPONSES}
 
     def _feature_levels(self) -> list[str]:
         """The levels whose feature maps some term reads."""
@@ -117,7 +142,7 @@ class Distiller(nn.Module):
 
 
 def term_loss(term: Term, pairs: Sequence[Pair], generator: torch.Generator | None = None) -> Tensor:
-    """The weighted loss of one term: the sum over its pairs of weight x factor x distance(transforms(pair))."""
+    """The weighted loss of one term: weight times the sum over its pairs of factor x distance(transforms(pair))."""
     total = torch.zeros((), device=pairs[0].student.device if pairs else None)
     for pair in pairs:
         pair = replace(pair, generator=generator)
@@ -145,9 +170,15 @@ def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
 
 
 def _match_levels(student: DetectorInfo, teacher: DetectorInfo) -> dict[str, str]:
-    """The student's level names mapped to the teacher's level of the same stride."""
-    by_stride = {spec.stride: level for level, spec in teacher.features.items()}
-    return {k: by_stride[spec.stride] for k, spec in student.features.items() if spec.stride in by_stride}
+    """The student's level names mapped to the teacher's level of the same stride: the namesake, or else the first."""
+    by_stride: dict[int, list[str]] = {}
+    for level, spec in teacher.features.items():
+        by_stride.setdefault(spec.stride, []).append(level)
+    matched = {}
+    for level, spec in student.features.items():
+        if candidates := by_stride.get(spec.stride):
+            matched[level] = level if level in candidates else candidates[0]
+    return matched
 
 
 def _no_common_level(student: DetectorInfo, teacher: DetectorInfo) -> str:
@@ -169,6 +200,26 @@ def _adapter(student_channels: int, teacher_channels: int, generator: torch.Gene
     assert adapter.bias is not None
     nn.init.zeros_(adapter.bias)
     return adapter
+
+
+def _module_name(level: str) -> str:
+    """A level's name as that of a submodule, which must not hold a dot."""
+    return level.replace(".", "-")
+
+
+def _at(features: Mapping[str, Tensor], level: str, side: str) -> Tensor:
+    if level not in features:
+        raise ValueError(
+            f"the {side}'s output has no features at level {level!r}; it has {', '.join(features) or 'none'}"
+        )
+    return features[level]
+
+
+def _check_shapes(term: Term, pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        if pair.student.shape != pair.teacher.shape:
+            shapes = f"student {tuple(pair.student.shape)}, teacher {tuple(pair.teacher.shape)}"
+            raise ValueError(f"term '{term}': expected tensors of one shape, got {shapes}; give both the same batch")
 
 
 def _full(tensor: Tensor) -> Tensor:

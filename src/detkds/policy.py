@@ -11,7 +11,7 @@ round-trip through YAML::
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -50,25 +50,20 @@ class Term:
     levels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        faults = Faults()
-        knowledge = _piece(self.knowledge, KNOWLEDGE, faults)
-        transforms = tuple(_piece(item, TRANSFORMS, faults) for item in self.transforms)
-        distance = _piece(self.distance, DISTANCES, faults)
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
-            faults.add(f"weight: expected a finite number >= 0, got {self.weight!r}")
-        elif not math.isfinite(self.weight) or self.weight < 0:
-            faults.add(f"weight: expected a finite number >= 0, got {self.weight}")
-        else:
-            object.__setattr__(self, "weight", float(self.weight))
-        if self.weighting not in ("absolute", "gradient"):
-            faults.add(f"weighting: expected 'absolute' or 'gradient', got {self.weighting!r}")
-        if not faults:
-            _check_kinds(knowledge, transforms, distance, faults)
-        faults.raise_as(PolicyError)
-        object.__setattr__(self, "knowledge", knowledge)
-        object.__setattr__(self, "transforms", transforms)
-        object.__setattr__(self, "distance", distance)
-        object.__setattr__(self, "levels", tuple(self.levels))
+        fields, faults = _checked(
+            {
+                "knowledge": self.knowledge,
+                "transforms": self.transforms,
+                "distance": self.distance,
+                "weight": self.weight,
+                "weighting": self.weighting,
+                "levels": self.levels,
+            }
+        )
+        if faults:
+            raise PolicyError(fault for _, fault in faults)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     @property
     def label(self) -> str:
@@ -93,14 +88,22 @@ class Term:
         """The one form of all terms that compute the same loss; see :mod:`detkds.canonical`."""
         data = self.to_dict()
         transforms, distance = canonical_steps(data["knowledge"], tuple(data["transforms"]), data["distance"])
-        return replace(self, transforms=transforms, distance=distance, levels=tuple(sorted(self.levels)))
+        return replace(self, transforms=transforms, distance=distance, levels=tuple(sorted(set(self.levels))))
+
+    @property
+    def key(self) -> str:
+        """A stable text with every digit of the weight, equal for two terms exactly when the terms are."""
+        return self._text(repr(self.weight).removesuffix(".0"))
 
     def __str__(self) -> str:
+        return self._text(f"{self.weight:g}")
+
+    def _text(self, weight: str) -> str:
         data = self.to_dict()
         chain = " > ".join(data["transforms"]) or "-"
         ratio = " of the task's gradient" if self.weighting == "gradient" else ""
         where = f" @ {' '.join(self.levels)}" if self.levels else ""
-        return f"{data['knowledge']}: {chain} | {data['distance']} x {self.weight:g}{ratio}{where}"
+        return f"{data['knowledge']}: {chain} | {data['distance']} x {weight}{ratio}{where}"
 
 
 @dataclass(frozen=True)
@@ -115,20 +118,27 @@ class Policy:
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", tuple(self.terms))
+        terms = tuple(self.terms)
+        faults = Faults()
+        for index, term in enumerate(terms):
+            if not isinstance(term, Term):
+                faults.add(f"terms[{index}]: expected a Term, got {term!r}; Policy.from_dict reads plain data")
+        faults.raise_as(PolicyError)
+        object.__setattr__(self, "terms", terms)
 
     def canonical(self) -> Policy:
         """Canonical terms, sorted; terms of weight 0 left out, equal terms merged by adding their weights."""
-        merged: dict[Term, float] = {}
+        merged: dict[Term, list[float]] = {}
         for term in (term.canonical() for term in self.terms if term.weight > 0):
-            unit = replace(term, weight=1.0)
-            merged[unit] = merged.get(unit, 0.0) + term.weight
-        return replace(self, terms=tuple(sorted((replace(t, weight=w) for t, w in merged.items()), key=str)))
+            merged.setdefault(replace(term, weight=1.0), []).append(term.weight)
+        # The exact sum: the order of the terms does not matter.
+        terms = (replace(term, weight=math.fsum(weights)) for term, weights in merged.items())
+        return replace(self, terms=tuple(sorted(terms, key=lambda term: term.key)))
 
     @property
     def key(self) -> str:
         """A stable text, equal for two policies exactly when their canonical forms are."""
-        return "; ".join(str(term) for term in self.canonical().terms) or "plain"
+        return "; ".join(term.key for term in self.canonical().terms) or "plain"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in a policy file."""
@@ -144,7 +154,11 @@ class Policy:
         Raises:
             PolicyError: listing every fault.
         """
-        return parse_policy(yaml.safe_dump(dict(data), sort_keys=False), where, lines=False)
+        try:
+            text = yaml.safe_dump(dict(data), sort_keys=False)
+        except yaml.YAMLError as error:
+            raise PolicyError(f"{where}: expected plain data (text, numbers, lists), got {_one_line(error)}") from None
+        return parse_policy(text, where, lines=False)
 
     def to_yaml(self) -> str:
         """The policy as the text of a policy file."""
@@ -198,15 +212,21 @@ def parse_policy(text: str, where: str = "policy", *, lines: bool = True) -> Pol
     faults = Faults()
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise PolicyError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise PolicyError(f"{where}: not valid YAML: {_one_line(error)}") from None
 
-    def at(node: yaml.Node) -> str:
-        return f"{where}:{node.start_mark.line + 1}" if lines else where
+    def at(node: yaml.Node | None) -> str:
+        return f"{where}:{node.start_mark.line + 1}" if lines and node is not None else where
 
-    fields = _fields(root, ("policy", "terms"), ("policy", "source", "terms"), "a policy", faults, at)
+    fields = _fields(root, ("terms",), ("policy", "source", "terms"), "a policy", faults, at)
+    for key in ("policy", "source"):
+        if key in fields and not isinstance(fields[key], yaml.ScalarNode):
+            faults.add(f"{at(fields[key])}: {key}: expected text, got {_shown(fields[key])}")
     terms: list[Term] = []
-    for index, node in enumerate(_items(fields.get("terms"), "terms", faults, at)):
+    items = fields.get("terms")
+    if items is not None and not isinstance(items, yaml.SequenceNode):
+        faults.add(f"{at(items)}: terms: expected a list, got {_shown(items)}")
+    for index, node in enumerate(items.value if isinstance(items, yaml.SequenceNode) else ()):
         entry = _fields(
             node,
             ("knowledge", "distance", "weight"),
@@ -215,28 +235,27 @@ def parse_policy(text: str, where: str = "policy", *, lines: bool = True) -> Pol
             faults,
             at,
         )
-        values = {key: yaml.SafeLoader("").construct_object(child, deep=True) for key, child in entry.items()}
-        if not {"knowledge", "distance", "weight"} <= values.keys():
-            continue
-        for key in ("transforms", "levels"):
-            values[key] = [str(value) for value in (values.get(key) or [])] if isinstance(
-                values.get(key) or [], list
-            ) else [str(values[key])]
-        try:
+        values, found = _checked({key: _plain(key, child) for key, child in entry.items()})
+        for key, fault in found:
+            faults.add(f"{at(entry.get(key, node))}: terms[{index}]: {fault}")
+        if not faults:
             terms.append(Term(**values))
-        except PolicyError as error:
-            for fault in error.faults:
-                faults.add(f"{at(node)}: terms[{index}]: {fault}")
     faults.raise_as(PolicyError)
     name, source = (fields[key].value if key in fields else "" for key in ("policy", "source"))
     return Policy(terms, name=name, source=source)
 
 
-def _fields(node: Any, required: Sequence[str], known: Sequence[str], what: str, faults: Faults, at: Any) -> dict:
+def _fields(
+    node: yaml.Node | None,
+    required: Sequence[str],
+    known: Sequence[str],
+    what: str,
+    faults: Faults,
+    at: Callable[[yaml.Node | None], str],
+) -> dict[str, yaml.Node]:
     """The children of a mapping node by key, with every missing, unknown or repeated key recorded as a fault."""
     if not isinstance(node, yaml.MappingNode):
-        place = at(node) if node is not None else "policy"
-        faults.add(f"{place}: {what}: expected a mapping with the keys {', '.join(known)}, got {_shown(node)}")
+        faults.add(f"{at(node)}: {what}: expected a mapping with the keys {', '.join(known)}, got {_shown(node)}")
         return {}
     fields: dict[str, yaml.Node] = {}
     for key, value in node.value:
@@ -247,54 +266,114 @@ def _fields(node: Any, required: Sequence[str], known: Sequence[str], what: str,
         else:
             fields[key.value] = value
     for key in required:
-        if key not in fields and key != "policy":
+        if key not in fields:
             faults.add(f"{at(node)}: {what}: missing key {key!r}")
     return fields
 
 
-def _items(node: yaml.Node | None, what: str, faults: Faults, at: Any) -> list[yaml.Node]:
-    if node is None:
-        return []
-    if not isinstance(node, yaml.SequenceNode):
-        faults.add(f"{at(node)}: {what}: expected a list, got {_shown(node)}")
-        return []
+def _plain(key: str, node: yaml.Node) -> Any:
+    """The value of a term's field: a number for ``weight``, elsewhere text as it is written, or a list of it."""
+    if isinstance(node, yaml.SequenceNode):
+        return [item.value if isinstance(item, yaml.ScalarNode) else _Unreadable(_shown(item)) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode):
+        return _Unreadable(_shown(node))
+    if key == "weight":
+        try:
+            return float(node.value)
+        except ValueError:
+            return _Unreadable(_shown(node))
     return node.value
 
 
+class _Unreadable:
+    """What stands in a file where something else was expected; no field accepts it."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+
+    def __repr__(self) -> str:
+        return self.shown
+
+
 def _shown(node: yaml.Node | None) -> str:
-    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "nothing" if node is None else f"a {node.id}"
+    if isinstance(node, yaml.ScalarNode):
+        return repr(node.value)
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping" if node is not None else "nothing"
 
 
-def _piece(value: Any, registry: Registry[Any], faults: Faults) -> Any:
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The fields of a term as they are kept, and every fault with the field it stands in; absent fields are not."""
+    fields = dict(given)
+    faults: list[tuple[str, str]] = []
+    for key, registry in (("knowledge", KNOWLEDGE), ("distance", DISTANCES)):
+        if key in given:
+            fields[key], found = _piece(given[key], registry)
+            faults += [(key, fault) for fault in found]
+    for key, example in (("transforms", "[catt, norm(N)]"), ("levels", "[p3, p4]")):
+        if key in given and not isinstance(given[key], list | tuple):
+            faults.append((key, f"{key}: expected a list such as {example}, or [] for none, got {given[key]!r}"))
+        elif key in given:
+            fields[key] = tuple(given[key])
+    if isinstance(fields.get("transforms"), tuple):
+        built = [_piece(item, TRANSFORMS) for item in fields["transforms"]]
+        fields["transforms"] = tuple(piece for piece, _ in built)
+        faults += [("transforms", fault) for _, found in built for fault in found]
+    for level in fields.get("levels", ()) if isinstance(fields.get("levels"), tuple) else ():
+        if not isinstance(level, str):
+            faults.append(("levels", f"levels: expected names of pyramid levels, got {level!r}"))
+    weight = given.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not (math.isfinite(weight) and weight >= 0):
+        faults.append(("weight", f"weight: expected a finite number >= 0, got {weight!r}"))
+    elif "weight" in given:
+        fields["weight"] = float(weight)
+    if given.get("weighting", "absolute") not in ("absolute", "gradient"):
+        faults.append(("weighting", f"weighting: expected 'absolute' or 'gradient', got {given['weighting']!r}"))
+    pieces_faulty = any(key in ("knowledge", "transforms", "distance") for key, _ in faults)
+    if not pieces_faulty and "knowledge" in given and "distance" in given:
+        faults += _check_kinds(fields["knowledge"], fields.get("transforms", ()), fields["distance"])
+    return fields, faults
+
+
+def _piece(value: Any, registry: Registry[Any]) -> tuple[Any, tuple[str, ...]]:
+    """A registered piece from itself or its expression, or None with what is wrong."""
     if not isinstance(value, str):
-        return value
+        name = getattr(value, "name", None)
+        if isinstance(value, type) or not isinstance(name, str) or name not in registry:
+            return None, (f"{registry.kind}: expected an expression or a registered {registry.kind}, got {value!r}",)
+        return value, ()
     if value.count("(") != value.count(")"):
-        faults.add(f'{registry.kind} {value!r}: unbalanced brackets; quote an expression with a comma: "norm(C, mode=l2)"')
-        return None
+        hint = 'quote an expression with a comma: "norm(C, mode=l2)"'
+        return None, (f"{registry.kind} {value!r}: unbalanced brackets; {hint}",)
     try:
-        return registry.build(value)
+        return registry.build(value), ()
     except UserError as error:
-        faults.add(error)
-        return None
+        return None, error.faults
 
 
-def _check_kinds(knowledge: Knowledge, transforms: Sequence[Transform], distance: Distance, faults: Faults) -> None:
+def _check_kinds(knowledge: Knowledge, transforms: Sequence[Transform], distance: Distance) -> list[tuple[str, str]]:
+    """The first step of a term that cannot take what the steps before it give, if there is one."""
     kind: Kind = knowledge.yields
     for transform in transforms:
         if kind not in transform.kinds:
             usable = [name for name in TRANSFORMS if kind in TRANSFORMS[name].kinds]  # type: ignore[attr-defined]
-            faults.add(
-                f"transform {expression(transform)!r} cannot serve {knowledge.name!r}: it takes "
+            fault = (
+                f"transform {expression(transform)!r} cannot serve {knowledge.name!r} here: it takes "
                 f"{', '.join(sorted(transform.kinds))}, not {kind}. For {kind}: {', '.join(usable)}"
             )
-            return
+            return [("transforms", fault)]
         kind = transform.kinds[kind]
-    if kind not in distance.kinds:
-        usable = [name for name in DISTANCES if kind in DISTANCES[name].kinds]  # type: ignore[attr-defined]
-        faults.add(
-            f"distance {expression(distance)!r} cannot serve {knowledge.name!r} here: it takes "
-            f"{', '.join(sorted(distance.kinds))}, not {kind}. For {kind}: {', '.join(usable) or 'none; transform it'}"
-        )
+    if kind in distance.kinds:
+        return []
+    usable = [name for name in DISTANCES if kind in DISTANCES[name].kinds]  # type: ignore[attr-defined]
+    fault = (
+        f"distance {expression(distance)!r} cannot serve {knowledge.name!r} here: it takes "
+        f"{', '.join(sorted(distance.kinds))}, not {kind}. For {kind}: {', '.join(usable) or 'none; transform it'}"
+    )
+    return [("distance", fault)]
 
 
 def _shipped() -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from detkds.data.augment import Augmentation, Draw, apply, draw, image_generator, stable_seed
 from detkds.data.coco import CocoDataset, ImageRecord
 from detkds.data.store import ImageStore, network_size
+from detkds.errors import DataError
 from detkds.structures import Batch, Target
 
 
@@ -38,6 +39,8 @@ def training_batches(
     divisor: int = 32,
     store: ImageStore | None = None,
     workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """One epoch of augmented batches.
 
@@ -49,22 +52,42 @@ def training_batches(
         divisor: batch height and width are padded up to a multiple of it.
         store: from :func:`training_store`, to share decoded images between epochs and candidates.
         workers: processes that prepare batches; 0 prepares them in this one. The batches are the same.
+        rank, world: of ``world`` training processes, number ``rank`` gets every world-th batch and reads no other
+            image. All get equally many; what is left over at the end is left out.
 
     Returns:
-        Batches in order. A last batch of one image is left out (batch statistics need two), unless it is the only one.
+        :func:`batch_count` batches in order. A last batch of one image is left out (batch statistics need two),
+        unless all batches are that small.
 
     Raises:
-        DataError: an image is broken (when its batch is made).
+        DataError: there are fewer batches than processes, or an image is broken (when its batch is made).
     """
     augmentation = augmentation or Augmentation()
     store = store or training_store(dataset, size=size, augmentation=augmentation)
     _check(dataset, store, size, batch_size, divisor, math.ceil(size * max(1.0, augmentation.scale[1])))
     shown = list(_shuffled(dataset.image_ids, len(dataset) if draws is None else draws, seed, epoch))
     chunks = [shown[start : start + batch_size] for start in range(0, len(shown), batch_size)]
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        chunks.pop()
+    if not 0 <= rank < world:
+        raise ValueError(f"rank: expected a whole number from 0 to {world - 1}, got {rank}")
+    chunks = chunks[rank::world][: batch_count(len(shown), batch_size, world)]
     plan = _Plan(dataset, store, size, divisor, masks, chunks, seed, epoch, augmentation)
     return _serve(plan, workers)
+
+
+def batch_count(draws: int, batch_size: int, world: int = 1) -> int:
+    """How many batches :func:`training_batches` gives each of ``world`` processes for ``draws`` images.
+
+    Raises:
+        DataError: there are fewer batches than processes.
+    """
+    total = math.ceil(draws / batch_size)
+    if total > 1 and batch_size > 1 and draws % batch_size == 1:
+        total -= 1
+    if total < world:
+        raise DataError(
+            f"expected at least one batch for each of {world} processes, got {draws} images in {total} batches"
+        )
+    return total // world
 
 
 def evaluation_batches(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detkds.structures import Target
 
@@ -38,24 +39,24 @@ def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: int)
     A box covers the cells ``[floor(x1/s), ceil(x2/s))`` by ``[floor(y1/s), ceil(y2/s))``, at least one.
     """
     height, width = size
-    flat = torch.cat(list(boxes))
-    image = torch.repeat_interleave(
-        torch.arange(len(boxes), device=flat.device), torch.tensor([len(b) for b in boxes], device=flat.device)
-    )
-    left, right = _span(flat[:, 0], flat[:, 2], stride, width)
-    top, bottom = _span(flat[:, 1], flat[:, 3], stride, height)
-    inverse_area = 1.0 / ((right - left) * (bottom - top)).float()
-    rows = torch.arange(height, device=flat.device)
-    columns = torch.arange(width, device=flat.device)
-    weight = torch.zeros(len(boxes), height * width, device=flat.device)
-    step = max(1, _CHUNK // (height * width))
-    for part in range(0, len(flat), step):
+    padded = pad_sequence(list(boxes), batch_first=True)  # (N, R, 4)
+    left, right = _span(padded[..., 0], padded[..., 2], stride, width)
+    top, bottom = _span(padded[..., 1], padded[..., 3], stride, height)
+    counts = torch.tensor([len(one) for one in boxes], device=padded.device)
+    exists = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
+    inverse_area = exists / ((right - left) * (bottom - top)).float()
+    rows = torch.arange(height, device=padded.device)
+    columns = torch.arange(width, device=padded.device)
+    in_rows = (rows >= top[..., None]) & (rows < bottom[..., None])
+    in_columns = (columns >= left[..., None]) & (columns < right[..., None])
+    tall = in_rows * inverse_area[..., None]  # (N, R, H)
+    weight = torch.zeros(len(boxes), height, width, device=padded.device)
+    step = max(1, _CHUNK // (len(boxes) * height * width))
+    for part in range(0, padded.shape[1], step):
         chunk = slice(part, part + step)
-        in_rows = (rows >= top[chunk, None]) & (rows < bottom[chunk, None])
-        in_columns = (columns >= left[chunk, None]) & (columns < right[chunk, None])
-        window = (in_rows[:, :, None] & in_columns[:, None, :]) * inverse_area[chunk, None, None]
-        weight.index_reduce_(0, image[chunk], window.flatten(1), "amax")
-    return weight.view(len(boxes), 1, height, width)
+        window = tall[:, chunk, :, None] * in_columns[:, chunk, None, :]
+        weight = torch.maximum(weight, window.amax(1))
+    return weight[:, None]
 
 
 def _span(start: Tensor, end: Tensor, stride: int, length: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from detkds.knowledge.geometry import boxes_of
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 
+_SAMPLING = {"sampling_ratio": 2, "aligned": True}
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4  # FPN (Lin et al., 2017), eq. 1
 
 
@@ -52,12 +54,9 @@ class Instance:
         for level, stride in levels.items():
             ours, theirs = student.features[level], teacher.features[level]
             chosen = [b if self.assign == "all" else b[_fits(b, stride, strides)] for b in boxes]
-            chosen = [b.to(ours.dtype) for b in chosen]
-            crops = (
-                roi_align(m, chosen, self.size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
-                for m in (ours, theirs)
-            )
-            yield Pair(*crops)
+            chosen = [b.to(ours) for b in chosen]
+            crop = partial(roi_align, boxes=chosen, output_size=self.size, spatial_scale=1 / stride, **_SAMPLING)
+            yield Pair(crop(ours), crop(theirs))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         return None

@@ -30,11 +30,13 @@ class TermProbe:
         loss: the largest absolute value; nan where any was not finite.
         gradient: root mean square over batches of the gradient's norm on the student's features.
         task_gradient: the same of the task's loss.
+        failure: why the term could not be measured at all, or empty.
     """
 
     loss: float
     gradient: float
     task_gradient: float
+    failure: str = ""
 
     def absolute_weight(self, term: Term) -> float:
         """The term's weight, with a ratio turned into the factor that gives this ratio of gradient norms."""
@@ -44,11 +46,13 @@ class TermProbe:
 
     def refusal(self, term: Term) -> str | None:
         """Why the term is no use, or None: not finite, too large, or without any gradient."""
+        if self.failure:
+            return f"term '{term}': {self.failure}"
         value = self.absolute_weight(term) * self.loss
         if not math.isfinite(value) or not math.isfinite(self.gradient):
-            return f"term '{term}': its loss is not finite on the calibration batches"
+            return f"term '{term}': its loss or its gradient is not finite on the calibration batches"
         if value > LOSS_LIMIT:
-            return f"term '{term}': its loss reaches {value:.4g} on the calibration batches, over the limit of {LOSS_LIMIT:g}"
+            return f"term '{term}': its loss reaches {value:.4g} on the calibration batches, over {LOSS_LIMIT:g}"
         if self.gradient == 0 and term.weight > 0:
             return f"term '{term}': its loss has no gradient on the student's features"
         return None
@@ -62,36 +66,35 @@ def probe_terms(
     ``student`` must be a scratch copy: it is put in training mode, so its running statistics change.
     The result is keyed by the term with weight 1 and absolute weighting (:func:`unit`).
     """
-    units = list(dict.fromkeys(unit(term) for term in terms))
+    if not batches:
+        raise ValueError("expected at least one calibration batch, got none")
     device = next(student.parameters()).device
-    distillers = {t: Distiller(Policy([t]), student=student, teacher=teacher, seed=seed).to(device) for t in units}
-    loss = dict.fromkeys(units, 0.0)
-    squares: dict[Term, list[float]] = {t: [] for t in units}
-    task: list[float] = []
+    gauges = {t: _Gauge() for t in (unit(term) for term in terms)}
+    distillers: dict[Term, Distiller] = {}
+    for term, gauge in gauges.items():
+        with gauge:
+            distillers[term] = Distiller(Policy([term]), student=student, teacher=teacher, seed=seed).to(device)
+    task = _Gauge()
     student.train()
     teacher.eval()
     for index, batch in enumerate(batches):
         with seeded(seed * 1_000_003 + index, device):
             output = student(batch)
         with torch.no_grad():
-            teacher_output = teacher(batch)
-        task.append(_squared_gradient(torch.stack(list(output.losses.values())).sum(), output))
-        for term, distiller in distillers.items():
-            value = sum(distiller(output, teacher_output, batch.targets).values(), torch.zeros((), device=device))
-            magnitude = abs(value.item())
-            loss[term] = max(loss[term], magnitude) if math.isfinite(magnitude) else math.nan
-            squares[term].append(_squared_gradient(value, output))
-    mean = {t: math.sqrt(sum(values) / len(values)) for t, values in squares.items()}
-    task_gradient = math.sqrt(sum(task) / len(task))
-    return {t: TermProbe(loss[t], mean[t], task_gradient) for t in units}
+            answer = teacher(batch)
+        task.read(torch.stack(list(output.losses.values())).sum(), output)
+        for term, gauge in gauges.items():
+            if not gauge.failure:
+                with gauge:
+                    [loss] = distillers[term](output, answer, batch.targets).values()
+                    gauge.read(loss, output)
+    return {t: TermProbe(gauge.loss, gauge.gradient, task.gradient, gauge.failure) for t, gauge in gauges.items()}
 
 
 def calibrate(policy: Policy, probes: dict[Term, TermProbe]) -> Policy:
     """The same policy with absolute weights only; terms that are absolute already need no probe."""
     terms = [
-        t
-        if t.weighting == "absolute"
-        else replace(t, weight=probes[unit(t)].absolute_weight(t), weighting="absolute")
+        t if t.weighting == "absolute" else replace(t, weight=probes[unit(t)].absolute_weight(t), weighting="absolute")
         for t in policy
     ]
     return replace(policy, terms=terms)
@@ -100,6 +103,33 @@ def calibrate(policy: Policy, probes: dict[Term, TermProbe]) -> Policy:
 def unit(term: Term) -> Term:
     """The term with weight 1, absolute: what a probe is keyed by."""
     return replace(term, weight=1.0, weighting="absolute")
+
+
+class _Gauge:
+    """Collects what batches show of one loss; as a context it records an exception as the reason of a failure."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.squares: list[float] = []
+        self.failure = ""
+
+    @property
+    def gradient(self) -> float:
+        return math.sqrt(sum(self.squares) / max(1, len(self.squares)))
+
+    def read(self, loss: Tensor, output: DetectorOutput) -> None:
+        magnitude = abs(loss.item())
+        self.loss = max(self.loss, magnitude) if math.isfinite(magnitude) else math.nan
+        self.squares.append(_squared_gradient(loss, output))
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError):
+            return False
+        self.failure = f"{type(error).__name__}: {error}"
+        return True
 
 
 def _squared_gradient(loss: Tensor, output: DetectorOutput) -> float:

@@ -35,15 +35,18 @@ def load_state(path: Path, members: Sequence[Member]) -> int:
         return 0
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["members"]
+        saved, epochs_done = dict(state["members"]), int(state["epochs_done"])
     except Exception as error:
-        raise WeightsError(f"{path}: not a training state: {error}; delete it to start over") from None
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path}: not a training state: {reason[:200]}; delete it to start over") from None
     names = [member.name for member in members]
     if list(saved) != names:
-        raise WeightsError(f"{path}: holds members {', '.join(saved)}, expected {', '.join(names)}; delete it to start over")
+        held = f"holds members {', '.join(saved)}, expected {', '.join(names)}"
+        raise WeightsError(f"{path}: {held}; delete it to start over")
     for member in members:
         try:
             member.load_state_dict(saved[member.name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise WeightsError(f"{path}: member {member.name!r} does not fit: {error}; delete it to start over") from None
-    return int(state["epochs_done"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            unfit = f"member {member.name!r} does not fit: {error}"
+            raise WeightsError(f"{path}: {unfit}; delete it to start over") from None
+    return epochs_done

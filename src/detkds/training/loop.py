@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from detkds.config import TrainConfig
 from detkds.detectors.base import Detector
-from detkds.structures import Batch
+from detkds.structures import Batch, DetectorOutput
 from detkds.training.checkpoint import load_state, save_state
 from detkds.training.member import Member, autocast
 
@@ -49,9 +48,11 @@ def train(
     Args:
         members: students with their distillers; each may follow another policy.
         teacher: frozen, in evaluation mode and without gradient throughout; None where no member distils.
-        batches: from the epoch's number to its batches; the same number gives the same batches.
+        batches: from the epoch's number to this process's batches; the same number gives the same batches, and every
+            process gets equally many.
         checkpoint: where the state is kept after every epoch, and taken up from where the file exists.
-        rank, world: this process and the number of processes; process r takes every world-th batch.
+        rank, world: this process and the number of processes. Process 0 alone writes the checkpoint; where there are
+            others, a failure ends the training, because they would wait for a member that is left behind.
         on_step: called with a member and its losses after each of its steps; on_epoch: with the epochs done.
     """
     clock = Clock()
@@ -60,16 +61,16 @@ def train(
         teacher.requires_grad_(False)
     for epoch in range(first_epoch, config.epochs):
         started = time.perf_counter()
-        for batch in islice(batches(epoch), rank, None, world):
+        for batch in batches(epoch):
             batch = batch.to(device)
             clock.data += time.perf_counter() - started
             alive = [member for member in members if member.failure is None]
             started = time.perf_counter()
             teacher_output = None
             if teacher is not None and any(member.distils for member in alive):
-                teacher.eval()
-                with torch.no_grad(), autocast(device, config.amp):
-                    teacher_output = teacher(batch)
+                responses = any(member.model.distiller.reads_responses for member in alive)
+                with autocast(device, config.amp):
+                    teacher_output = ask(teacher, batch, responses=responses)
             clock.teacher += time.perf_counter() - started
             started = time.perf_counter()
             for member in alive:
@@ -92,3 +93,17 @@ def train(
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return clock
+
+
+def ask(teacher: Detector, batch: Batch, *, responses: bool = True) -> DetectorOutput:
+    """One pass of the frozen teacher in evaluation mode; without ``responses`` a dense teacher's head is left out."""
+    teacher.eval()
+    runs_head = getattr(teacher, "responses", None)
+    if runs_head is not None:
+        teacher.responses = runs_head and responses
+    try:
+        with torch.no_grad():
+            return teacher(batch)
+    finally:
+        if runs_head is not None:
+            teacher.responses = runs_head

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class Member:
     @property
     def student(self) -> Detector:
         """The student to evaluate and save: the moving average where there is one."""
-        return self.average.module if self.average is not None else self.model.student
+        return cast(Detector, self.average.module) if self.average is not None else self.model.student
 
     def train_step(self, batch: Batch, teacher_output: DetectorOutput | None) -> dict[str, Tensor]:
         """One optimiser step; the losses it was made from, detached.
@@ -97,7 +98,8 @@ class Member:
         and in company, and after a resume.
 
         Raises:
-            DivergenceError: a loss is not finite.
+            DivergenceError: a loss or the gradient is not finite. Under ``fp16`` such a gradient is no failure: the
+                step is left out and the loss scale lowered.
         """
         self.model.train()
         factor = lr_factor(self.steps, self.total_steps, self.config)
@@ -107,13 +109,10 @@ class Member:
             with autocast(self.device, self.config.amp):
                 losses = self.wrapped(batch, teacher_output)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            if not torch.isfinite(total):
-                culprits = ", ".join(f"{name} = {loss.item():g}" for name, loss in losses.items() if not loss.isfinite())
-                raise DivergenceError(f"loss not finite at step {self.steps}: {culprits}")
             self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        self._check_finite(losses, total, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -121,6 +120,16 @@ class Member:
             self.average.update_parameters(self.model.student)
         self.steps += 1
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _check_finite(self, losses: Mapping[str, Tensor], total: Tensor, norm: Tensor) -> None:
+        """After the backward pass, so that of several processes none waits for the gradients of one that gave up."""
+        whole = total.detach() if self.scaler.is_enabled() else total.detach() + norm
+        if torch.isfinite(whole):
+            return
+        culprits = [f"{name} = {loss.item():g}" for name, loss in losses.items() if not loss.isfinite()]
+        culprits = culprits or [f"gradient norm = {norm.item():g}"]
+        self.optimizer.zero_grad(set_to_none=True)
+        raise DivergenceError(f"training diverged, not finite at step {self.steps}: {', '.join(culprits)}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed training needs; the teacher is not part of it."""
@@ -144,7 +153,7 @@ class Member:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device):
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from a generator of this seed inside, and leave the global one untouched."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed % 2**63)

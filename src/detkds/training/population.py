@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from detkds.config import TrainConfig
 from detkds.data.augment import Augmentation
 from detkds.data.coco import CocoDataset
-from detkds.data.loader import training_batches, training_store
+from detkds.data.loader import batch_count, training_batches, training_store
 from detkds.data.store import ImageStore
 from detkds.detectors.base import Detector
 from detkds.evaluation.coco_ap import Metrics, evaluate_boxes
@@ -68,12 +67,22 @@ class Setting:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one pass; a last batch of a single image is left out."""
-        draws, batch = self.config.draws or len(self.train_data), self.config.batch_size
-        return max(1, math.ceil(draws / batch) - (draws % batch == 1))
+        """Optimiser steps of one pass in a single process."""
+        return self.steps(epochs=1)
 
-    def batches(self, seed: int) -> Callable[[int], Iterable[Batch]]:
-        """From an epoch's number to its batches, which depend on this setting, the seed and the number alone."""
+    def steps(self, *, epochs: int, world: int = 1) -> int:
+        """Optimiser steps of ``epochs`` passes that ``world`` processes share, each taking its own batches.
+
+        Raises:
+            DataError: there are fewer batches than processes.
+        """
+        return epochs * batch_count(self.config.draws or len(self.train_data), self.config.batch_size, world)
+
+    def batches(self, seed: int, *, rank: int = 0, world: int = 1) -> Callable[[int], Iterable[Batch]]:
+        """From an epoch's number to its batches, which depend on this setting and the arguments alone.
+
+        Of ``world`` processes, number ``rank`` gets its own share of them; all get equally many.
+        """
         return lambda epoch: training_batches(
             self.train_data,
             size=self.size,
@@ -84,6 +93,8 @@ class Setting:
             draws=self.config.draws,
             store=self.store,
             workers=self.config.workers,
+            rank=rank,
+            world=world,
         )
 
 
@@ -113,9 +124,19 @@ def train_candidates(
     """Train and evaluate all candidates side by side, in order.
 
     The result of a candidate does not depend on the company it is trained in.
+
+    Args:
+        seed: of initial weights, data order and augmentation, the same for every candidate.
+        checkpoint: where the state is kept after every epoch, and taken up from where the file exists.
+        distributed: one of ``world`` processes of an initialised process group, number ``rank``. ``batch_size`` is then
+            that of one process, and only process 0 measures.
+
+    Raises:
+        DataError: there are fewer batches than processes, or an image is broken.
+        WeightsError: ``checkpoint`` is not a state of these candidates.
     """
     started = time.perf_counter()
-    total_steps = setting.config.epochs * math.ceil(setting.steps_per_epoch / world)
+    total_steps = setting.steps(epochs=setting.config.epochs, world=world)
     members = [
         Member(
             candidate.name,
@@ -133,7 +154,7 @@ def train_candidates(
     train(
         members,
         setting.teacher,
-        setting.batches(seed),
+        setting.batches(seed, rank=rank, world=world),
         setting.config,
         device=setting.device,
         checkpoint=checkpoint,
