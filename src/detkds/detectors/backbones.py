@@ -1,4 +1,4 @@
-"""Backbone bodies: any timm model that gives a feature map per stride, and a family of narrow ones for two CPU cores."""
+"""Backbone bodies: any timm model that gives a feature map per stride, and narrow ones for a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import freeze_batch_norm_2d
+from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import get_pretrained_cfg
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ def _build_narrow(
         state = read_weights(weights)
         _require_names(name, weights, network.state_dict(), state)
         network.load_state_dict(state, strict=False)
-    found = dict(zip((4, 8, 16, 32), network.widths, strict=True))
+    found: dict[int, int] = dict(zip((4, 8, 16, 32), network.widths, strict=True))
     return _select(name, network, found, list(found), strides)
 
 
@@ -144,7 +144,8 @@ def _build_timm(name: str, strides: Sequence[int], weights: str | None, options:
     if not isinstance(model, str) or not timm.is_model(model.partition(".")[0]):
         near = difflib.get_close_matches(str(name), backbone_names(), n=5, cutoff=0.4)
         raise UserError(
-            f"backbone: expected 'narrow<W>' or the name of a timm model, got {name!r}; near: {', '.join(near) or 'none'}"
+            f"backbone: expected 'narrow<W>' or the name of a timm model, got {name!r}; "
+            f"near: {', '.join(near) or 'none'}"
         )
     pretrained: dict[str, Any] = {"pretrained": weights == "pretrained"}
     if weights not in (None, "pretrained"):

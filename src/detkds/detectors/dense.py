@@ -1,18 +1,18 @@
-"""What RetinaNet and FCOS share: one pass over anchors on a pyramid, responses per level, torchvision's predictions."""
+"""What RetinaNet and FCOS share: one pass over anchors on a pyramid, responses per level, predictions."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS as TorchvisionFCOS
-from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models import detection
 
 from detkds.detectors.base import Detector
 from detkds.detectors.pyramid import AnchorGrid, full_precision
-from detkds.structures import Batch, DetectorInfo, DetectorOutput, Detections, FeatureSpec, Layout
+from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout
 
 
 class DenseDetector(Detector):
@@ -27,7 +27,7 @@ class DenseDetector(Detector):
 
     def __init__(
         self,
-        model: TorchvisionRetinaNet | TorchvisionFCOS,
+        model: detection.RetinaNet | detection.FCOS,
         grid: AnchorGrid,
         layout: Layout,
         class_names: Sequence[str],
@@ -35,12 +35,12 @@ class DenseDetector(Detector):
         std: Sequence[float],
     ) -> None:
         super().__init__(class_names, mean, std)
-        self.model = model
+        self.model: Any = model
         self.grid = grid
         self.responses = True
-        strides: dict[str, int] = model.backbone.strides
+        strides: dict[str, int] = self.model.backbone.strides
         self.info = DetectorInfo(
-            {level: FeatureSpec(model.backbone.out_channels, stride) for level, stride in strides.items()}, layout
+            {level: FeatureSpec(self.model.backbone.out_channels, stride) for level, stride in strides.items()}, layout
         )
 
     @abstractmethod

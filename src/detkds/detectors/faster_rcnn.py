@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models import detection
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
@@ -25,9 +25,9 @@ from detkds.errors import ConfigError, Faults
 from detkds.registry import DETECTORS
 from detkds.structures import (
     Batch,
+    Detections,
     DetectorInfo,
     DetectorOutput,
-    Detections,
     FeatureSpec,
     Layout,
     RegionResponse,
@@ -57,6 +57,7 @@ class FasterRCNN(Detector):
         frozen_norm: fixed batch normalisation in the body.
         neck_channels: channels of the pyramid.
         representation: width of the two fully connected layers over a region.
+        roi_resolution: cells per side that a region is pooled to; most of a pass on a CPU goes there.
         roi_canonical_size: square root of the area in pixels of regions that are pooled from p4.
         anchor_scales: sides of the anchors in strides, cut to whole pixels.
         anchor_ratios: heights over widths.
@@ -77,6 +78,7 @@ class FasterRCNN(Detector):
         frozen_norm: bool = False,
         neck_channels: int = 256,
         representation: int = 1024,
+        roi_resolution: int = 7,
         roi_canonical_size: int = 224,
         anchor_scales: Sequence[float] = (8.0,),
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
@@ -98,6 +100,7 @@ class FasterRCNN(Detector):
             faults,
             neck_channels=neck_channels,
             representation=representation,
+            roi_resolution=roi_resolution,
             roi_canonical_size=roi_canonical_size,
             rpn_samples=rpn_samples,
             roi_samples=roi_samples,
@@ -117,7 +120,7 @@ class FasterRCNN(Detector):
         strides = list(TWO_STAGE_STRIDES.values())
         sizes = [tuple(max(1, int(scale * stride)) for scale in anchor_scales) for stride in strides]
         self.grid = AnchorGrid(sizes, [tuple(map(float, anchor_ratios))] * len(strides), strides)
-        self.model = TorchvisionFasterRCNN(
+        self.model: Any = detection.FasterRCNN(
             two_stage_pyramid(body, neck_channels),
             rpn_anchor_generator=self.grid.generator,
             rpn_pre_nms_top_n_train=rpn_pre_nms,
@@ -126,15 +129,15 @@ class FasterRCNN(Detector):
             rpn_post_nms_top_n_test=rpn_post_nms_predict,
             rpn_fg_iou_thresh=_RPN_IOU[0],
             rpn_bg_iou_thresh=_RPN_IOU[1],
-            box_roi_pool=_region_pool(roi_canonical_size),
-            box_head=TwoMLPHead(neck_channels * 49, representation),
+            box_roi_pool=_region_pool(roi_resolution, roi_canonical_size),
+            box_head=TwoMLPHead(neck_channels * roi_resolution**2, representation),
             box_predictor=FastRCNNPredictor(representation, len(class_names) + 1),
             box_score_thresh=score_threshold,
             box_nms_thresh=nms_threshold,
             box_detections_per_img=max_detections,
         )
         self.samplers = (Sampler(rpn_samples, 0.5), Sampler(roi_samples, 0.25))
-        self.model.rpn.fg_bg_sampler, self.model.roi_heads.fg_bg_sampler = self.samplers  # type: ignore[assignment]
+        self.model.rpn.fg_bg_sampler, self.model.roi_heads.fg_bg_sampler = self.samplers
         self.info = DetectorInfo(
             {level: FeatureSpec(neck_channels, stride) for level, stride in TWO_STAGE_STRIDES.items()},
             Layout("region", "softmax", len(class_names), 1, "deltas"),
@@ -190,7 +193,7 @@ class FasterRCNN(Detector):
         self, features: dict[str, Tensor], image_sizes: Tensor, targets: list[Target] | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Proposals ``(R_i, 4)`` of each image, without gradient, and the proposal network's losses."""
-        rpn: Any = self.model.rpn
+        rpn = self.model.rpn
         levels = list(features.values())
         objectness, deltas = rpn.head(levels)
         anchors = self.grid(levels)
@@ -214,7 +217,7 @@ class FasterRCNN(Detector):
 
     def _regions(self, features: dict[str, Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits ``(R, K+1)`` and deltas ``(R, 4 (K+1))`` as torchvision's predictor gives them."""
-        heads: Any = self.model.roi_heads
+        heads = self.model.roi_heads
         weight = heads.box_head.fc6.weight
         maps = {level: features[level].to(weight.dtype) for level in _POOLED}
         pooled = heads.box_roi_pool(maps, [boxes.to(weight.dtype) for boxes in proposals], [])
@@ -225,15 +228,15 @@ class FasterRCNN(Detector):
         return self._response(*self._regions(features, proposals), proposals)
 
     def _response(self, logits: Tensor, deltas: Tensor, proposals: list[Tensor]) -> RegionResponse:
-        coder: Any = self.model.roi_heads.box_coder
+        coder = self.model.roi_heads.box_coder
         shape = (len(logits), logits.shape[1], 4)
         boxes = coder.decode_single(deltas, torch.cat(proposals))
         return RegionResponse(logits, deltas.view(shape).transpose(1, 2), boxes.view(shape).transpose(1, 2))
 
 
-def _region_pool(canonical_size: int) -> MultiScaleRoIAlign:
+def _region_pool(resolution: int, canonical_size: int) -> MultiScaleRoIAlign:
     """Pooling with the true strides; torchvision's infers them from the first batch it sees, padding left out."""
-    pool = MultiScaleRoIAlign(_POOLED, output_size=7, sampling_ratio=2, canonical_scale=canonical_size)
+    pool = MultiScaleRoIAlign(_POOLED, output_size=resolution, sampling_ratio=2, canonical_scale=canonical_size)
     pool.scales = [1 / TWO_STAGE_STRIDES[level] for level in _POOLED]  # type: ignore[assignment]
     pool.map_levels = initLevelMapper(2, 5, canonical_scale=canonical_size)  # type: ignore[assignment]
     return pool

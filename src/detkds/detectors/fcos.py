@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import FCOS as TorchvisionFCOS
+from torchvision.models import detection
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from detkds.detectors.backbones import build_backbone
@@ -79,7 +79,7 @@ class FCOS(DenseDetector):
         strides = list(ONE_STAGE_STRIDES.values())
         grid = AnchorGrid([(stride,) for stride in strides], [(1.0,)] * len(strides), strides)
         classes = len(class_names)
-        model = TorchvisionFCOS(
+        model = detection.FCOS(
             one_stage_pyramid(body, neck_channels, p6_from),
             classes,
             anchor_generator=grid.generator,
@@ -108,9 +108,7 @@ class FCOS(DenseDetector):
         if objects.crowds is not None:
             silent = (matched == IGNORED)[..., None]
             heads = {**heads, "cls_logits": heads["cls_logits"].masked_fill(silent, _SILENT_LOGIT)}
-        return self.model.head.compute_loss(
-            list(batch.targets), heads, [boxes] * len(matched), list(matched)  # type: ignore[arg-type]
-        )
+        return self.model.head.compute_loss(list(batch.targets), heads, [boxes] * len(matched), list(matched))
 
 
 def build_head(channels: int, classes: int, convs: int) -> FCOSHead:

@@ -65,7 +65,8 @@ def match_by_iou(anchors: Tensor, objects: Objects, foreground: float, backgroun
     An anchor takes the object of highest IoU where that is at least ``foreground``; it is background below
     ``background``; and the best anchors of every object, ties included, take their own best object at any IoU.
     """
-    return torch.cat([_match_by_iou(anchors, objects, part, foreground, background) for part in objects.chunks(len(anchors))])
+    parts = objects.chunks(len(anchors))
+    return torch.cat([_match_by_iou(anchors, objects, part, foreground, background) for part in parts])
 
 
 def _match_by_iou(anchors: Tensor, objects: Objects, part: slice, foreground: float, background: float) -> Tensor:
@@ -81,9 +82,7 @@ def _match_by_iou(anchors: Tensor, objects: Objects, part: slice, foreground: fl
     return ignore_crowds(matched, anchors, None if objects.crowds is None else objects.crowds[part])
 
 
-def match_by_centre(
-    anchors: Tensor, objects: Objects, radius: float, first_level: int, last_level: int
-) -> Tensor:
+def match_by_centre(anchors: Tensor, objects: Objects, radius: float, first_level: int, last_level: int) -> Tensor:
     """Match the points of square anchors ``(M, 4)``, whose side is the stride: ``(N, M)`` indices.
 
     A point takes an object where it lies inside its box, within ``radius`` strides of its centre, and the largest of

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models import detection
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import sigmoid_focal_loss
 from torchvision.ops.misc import Conv2dNormActivation
@@ -89,7 +89,7 @@ class RetinaNet(DenseDetector):
         )
         faults.raise_as(ConfigError)
         if background_iou > foreground_iou:
-            raise ConfigError(f"retinanet: expected background_iou <= foreground_iou, got {background_iou} > {foreground_iou}")
+            raise ConfigError(f"retinanet: background_iou: expected <= {foreground_iou}, got {background_iou}")
         body = build_backbone(
             backbone, (8, 16, 32), weights=backbone_weights, frozen_norm=frozen_norm, options=backbone_options
         )
@@ -97,7 +97,7 @@ class RetinaNet(DenseDetector):
         sizes = [tuple(max(1, int(scale * stride)) for scale in anchor_scales) for stride in strides]
         grid = AnchorGrid(sizes, [tuple(map(float, anchor_ratios))] * len(strides), strides)
         classes = len(class_names)
-        model = TorchvisionRetinaNet(
+        model = detection.RetinaNet(
             one_stage_pyramid(body, neck_channels, p6_from),
             classes,
             anchor_generator=grid.generator,
@@ -115,9 +115,8 @@ class RetinaNet(DenseDetector):
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Apply deltas ``(N, M, 4)`` to ``anchors (M, 4)``."""
-        return self.model.box_coder.decode_single(
-            regression.flatten(0, 1), anchors.repeat(len(regression), 1)
-        ).view_as(regression)
+        rows = anchors.repeat(len(regression), 1)
+        return self.model.box_coder.decode_single(regression.flatten(0, 1), rows).view_as(regression)
 
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Focal loss and L1 of the deltas, each over an image's matched anchors, averaged over images."""
@@ -149,9 +148,10 @@ def build_head(channels: int, anchors: int, classes: int, convs: int, norm: str)
     head = RetinaNetHead(channels, anchors, classes, norm_layer=norm_layer)
     for branch in (head.classification_head, head.regression_head):
         convolutions = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer) for _ in range(convs)]
-        for block in convolutions:
-            nn.init.normal_(block[0].weight, std=0.01)
-            if block[0].bias is not None:
-                nn.init.zeros_(block[0].bias)
         branch.conv = nn.Sequential(*convolutions)
+        for module in branch.conv.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
     return head

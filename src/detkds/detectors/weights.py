@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,8 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"weights: {text} cannot be read as tensors: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"weights: {text} cannot be read as tensors: {reason}") from error
     for nest in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
@@ -78,14 +77,11 @@ def load_weights(detector: Detector, source: str | Path, *, partial: bool = Fals
         WeightsError: the source cannot be read, or (unless ``partial``) tensors are missing, left over or of another
             shape; with ``partial``, nothing at all fits.
     """
-    own = detector.home_state_dict()
-    prefixed = {name: tensor for name, tensor in detector.state_dict().items() if name not in own}
-    places = {**prefixed, **own}
-    given = {_todays_name(name, places): tensor for name, tensor in read_weights(source).items()}
-    by_place = {places[name].data_ptr(): name for name in own}
-    given = {
-        by_place.get(places[name].data_ptr(), name) if name in places else name: tensor for name, tensor in given.items()
-    }
+    read = read_weights(source)
+    home, state = detector.home_state_dict(), detector.state_dict()
+    at_home = sum(_todays_name(name, home) in home for name in read)
+    own = state if sum(name in state for name in read) > at_home else home
+    given = {_todays_name(name, own): tensor for name, tensor in read.items()}
     missing = [name for name in own if name not in given and not _is_counter(name)]
     left_over = [name for name in given if name not in own and not _is_counter(name)]
     wrong = [name for name in own if name in given and given[name].shape != own[name].shape]
@@ -113,18 +109,17 @@ def save_weights(detector: Detector, path: str | Path) -> None:
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in detector.home_state_dict().items()
     }
     facts = {"detector": _title(detector), "class_names": json.dumps(detector.class_names), "format": "pt"}
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with temporary.open("wb") as file:
             file.write(safetensors.torch.save(tensors, facts))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise WeightsError(f"weights: {path} cannot be written: {error}") from error
 
 

@@ -1,0 +1,125 @@
+"""Matching against torchvision's matcher image by image, loops, and hand-worked crowds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection import FCOS
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
+from detkds.detectors import matching
+from detkds.detectors.matching import BACKGROUND, IGNORED, Objects, inside_crowd, match_by_centre, match_by_iou
+from detkds.structures import Target
+
+
+def _boxes(count: int, generator: torch.Generator, most: float = 100) -> Tensor:
+    corner = torch.rand(count, 2, generator=generator) * most
+    return torch.cat((corner, corner + 2 + torch.rand(count, 2, generator=generator) * most / 2), dim=1)
+
+
+def _targets(counts: list[int], generator: torch.Generator) -> list[Target]:
+    return [Target(boxes=_boxes(n, generator), labels=torch.arange(n)) for n in counts]
+
+
+@pytest.mark.parametrize("pairs_at_once", [2**24, 500])
+def test_equals_torchvisions_matcher(
+    pairs_at_once: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "_MOST_PAIRS", pairs_at_once)
+    anchors = torch.cat((_boxes(200, generator), _boxes(200, generator, 60)))
+    targets = _targets([5, 1, 0, 9], generator)
+    targets[0]["boxes"][0] = anchors[7]  # IoU 1, and a tie
+    anchors[8] = anchors[7]
+    matched = match_by_iou(anchors, Objects.collect(targets), 0.5, 0.4)
+    reference = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    for row, target in zip(matched, targets, strict=True):
+        expected = torch.full((400,), BACKGROUND)
+        if len(target["boxes"]):
+            expected = reference(box_iou(target["boxes"], anchors))
+        assert torch.equal(row, expected)
+    assert {int(v) for v in matched[0].unique()} >= {IGNORED, BACKGROUND, 0}
+
+
+def test_best_anchor_of_an_object_is_rescued() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    targets = [Target(boxes=torch.tensor([[0.0, 0, 40, 40]]), labels=torch.tensor([0]))]  # IoU 1/16
+    assert match_by_iou(anchors, Objects.collect(targets), 0.5, 0.4).tolist() == [[0, BACKGROUND]]
+
+
+def test_boxes_without_area_match_nothing() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10]])
+    flat = [Target(boxes=torch.tensor([[0.0, 0, 10, 0], [5, 5, 5, 9]]), labels=torch.tensor([0, 1]))]
+    assert match_by_iou(anchors, Objects.collect(flat), 0.5, 0.4).tolist() == [[BACKGROUND]]
+    assert match_by_centre(anchors, Objects.collect(flat), 1.5, 1, 1).tolist() == [[BACKGROUND]]
+
+
+def test_crowds_turn_background_to_ignored_only() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [6, 0, 16, 10], [4, 0, 14, 10], [0, 0, 10, 10.5]])
+    target = Target(
+        boxes=torch.tensor([[0.0, 0, 10, 10.5]]),
+        labels=torch.tensor([0]),
+        crowd_boxes=torch.tensor([[0.0, 0, 10, 10], [90, 90, 99, 99]]),
+    )
+    plain = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    # shares inside the crowd: 1, 0.4, 0.6, 0.95; the first and last are positive and stay so
+    matched = match_by_iou(anchors, Objects.collect([target, plain]), 0.5, 0.45)
+    assert matched.tolist() == [[0, BACKGROUND, IGNORED, 0], [BACKGROUND] * 4]
+
+
+def test_inside_crowd_by_loop(generator: torch.Generator) -> None:
+    boxes, crowds = _boxes(30, generator), _boxes(4, generator)
+    for box, inside in zip(boxes.tolist(), inside_crowd(boxes, crowds).tolist(), strict=True):
+        shares = []
+        for crowd in crowds.tolist():
+            width = max(0.0, min(box[2], crowd[2]) - max(box[0], crowd[0]))
+            height = max(0.0, min(box[3], crowd[3]) - max(box[1], crowd[1]))
+            shares.append(width * height / ((box[2] - box[0]) * (box[3] - box[1])))
+        assert inside == (max(shares) > 0.5)
+    assert inside_crowd(boxes, crowds[:0]).tolist() == [False] * 30
+
+
+def _points(sizes: list[int], side: int) -> list[Tensor]:
+    levels = []
+    for stride in sizes:
+        centres = [(x * stride, y * stride) for y in range(side // stride) for x in range(side // stride)]
+        half = stride / 2
+        levels.append(torch.tensor([[x - half, y - half, x + half, y + half] for x, y in centres]))
+    return levels
+
+
+@pytest.mark.parametrize("pairs_at_once", [2**24, 500])
+def test_centre_matching_equals_torchvisions(
+    pairs_at_once: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "_MOST_PAIRS", pairs_at_once)
+    levels = _points([8, 16, 32], 128)
+    anchors = torch.cat(levels)
+    targets = _targets([6, 0, 1], generator)
+    targets[0]["boxes"][0] = torch.tensor([0.0, 0, 128, 128])
+    targets[0]["boxes"][1] = torch.tensor([30.0, 30, 50, 50])
+    targets[0]["boxes"][2] = torch.tensor([28.0, 28, 52, 52])  # the smaller of two wins
+    taken: list[list[Tensor]] = []
+
+    class Head(torch.nn.Module):
+        def compute_loss(self, targets: object, outputs: object, anchors: object, matched: list[Tensor]) -> None:
+            taken.append(matched)
+
+    body = torch.nn.Identity()
+    body.out_channels = 32  # type: ignore[assignment]
+    reference = FCOS(body, 3, head=Head())
+    reference.compute_loss(targets, {}, [anchors] * 3, [len(level) for level in levels])  # type: ignore[arg-type]
+    matched = match_by_centre(anchors, Objects.collect(targets), 1.5, len(levels[0]), len(levels[-1]))
+    assert torch.equal(matched, torch.stack(taken[0]))
+    assert {0, 1} <= {int(v) for v in matched[0].unique()}
+
+
+def test_centre_matching_ignores_points_in_crowds() -> None:
+    levels = _points([8, 16], 64)
+    target = Target(
+        boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), crowd_boxes=torch.tensor([[0.0, 0, 32, 32]])
+    )
+    matched = match_by_centre(torch.cat(levels), Objects.collect([target]), 1.5, 64, 16)[0, :64].view(8, 8)
+    # a cell of 8 px centred at 8 i: i = 0 lies half (0.25 at the corner) inside, 1..3 fully, 4 half (not more)
+    assert (matched == IGNORED).nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (1, 2, 3)]
