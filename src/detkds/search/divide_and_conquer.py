@@ -15,11 +15,12 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, Term
 from detkds.registry import SAMPLERS
+from detkds.search.combination import CombinationSpace
 from detkds.search.journal import open_storage, sole_search
 from detkds.search.result import Evaluator, Record, SearchError, rank
 from detkds.search.samplers.base import SearchSampler
 from detkds.search.settings import SearchSettings
-from detkds.search.space import CombinationSpace, Params, SearchSpace, Space
+from detkds.search.space import Params, SearchSpace, Space
 from detkds.search.study import Candidate, SearchStudy
 
 COMBINATION = "combination"

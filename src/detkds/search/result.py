@@ -35,7 +35,7 @@ class Result:
 
     Attributes:
         state: how it ended.
-        ap: proxy validation AP, larger is better; the last measured one for ``PRUNED``; None where nothing was measured.
+        ap: proxy validation AP, larger is better; for ``PRUNED`` the last one measured; None where there is none.
         metrics: further numbers by name; ``"AP50"`` breaks ties of AP.
         reason: why it was not completed.
         seconds: wall time spent on it.

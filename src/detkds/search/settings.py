@@ -90,6 +90,6 @@ class SearchSettings:
         return cls(**{**size, "single_budget": single, "combination_budget": rest, **changes})
 
     def algorithm(self) -> dict[str, Any]:
-        """The parameters that a stored study keeps; budgets and what runs side by side may change when it is resumed."""
+        """The parameters that a stored study keeps; budgets and what runs side by side may change on resume."""
         free = ("single_budget", "combination_budget", "finalists", "parallel", "initial_chunk")
         return {name: value for name, value in asdict(self).items() if name not in free}

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
 
 from detkds.errors import ConfigError, Faults, PolicyError, UserError, unknown_name
 from detkds.policy import Policy, Term, Weighting
+from detkds.registry import DISTANCES, KNOWLEDGE, TRANSFORMS
 
 Option = str | float
 Params = Mapping[str, Option]
@@ -82,12 +83,15 @@ class Space:
     knowledge: str
     genes: Mapping[str, tuple[Option, ...]]
     weighting: Weighting = "absolute"
-    _keys: dict[tuple[Option, ...], str] = field(default_factory=dict, repr=False, compare=False)
-    _illegal: set[tuple[Option, ...]] = field(default_factory=set, repr=False, compare=False)
+    _pieces: dict[tuple[str, Option], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _canonical: dict[tuple[Option, ...], Term] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _keys: dict[tuple[Option, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _illegal: set[tuple[Option, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", {name: tuple(options) for name, options in self.genes.items()})
         self._check_genes()
+        self._build_pieces()
         self._check_options()
 
     def __hash__(self) -> int:
@@ -95,18 +99,26 @@ class Space:
 
     def term(self, params: Params) -> Term:
         """The term of one choice; its transforms in the order of :data:`STAGES`."""
-        transforms = [str(params[stage]) for stage in STAGES if params.get(stage, "none") != "none"]
-        return Term(self.knowledge, transforms, str(params["distance"]), float(params["weight"]), self.weighting)
+        transforms = [self._pieces[stage, params[stage]] for stage in STAGES if params.get(stage, "none") != "none"]
+        distance = self._pieces["distance", params["distance"]]
+        knowledge = self._pieces["knowledge", self.knowledge]
+        return Term(knowledge, transforms, distance, float(params["weight"]), self.weighting)
 
     def policy(self, params: Params) -> Policy:
         """The policy of one choice: a single term."""
         return Policy([self.term(params)])
 
     def key(self, params: Params) -> str:
-        """The text of the canonical policy; remembered."""
+        """The text of the canonical policy; remembered.
+
+        The canonical form of a term keeps its weight, so it is worked out once for all weights.
+        """
         choice = tuple(params[name] for name in self.genes)
         if choice not in self._keys:
-            self._keys[choice] = self.policy(params).key
+            unweighted = self._unweighted(params)
+            if unweighted not in self._canonical:
+                self._canonical[unweighted] = self.term(params).canonical()
+            self._keys[choice] = str(replace(self._canonical[unweighted], weight=float(params["weight"])))
         return self._keys[choice]
 
     def legal(self, params: Params) -> bool:
@@ -170,6 +182,19 @@ class Space:
         genes["weight"] = tuple(float(weight) for weight in genes["weight"])
         object.__setattr__(self, "genes", genes)
 
+    def _build_pieces(self) -> None:
+        registries = {"distance": DISTANCES, **dict.fromkeys(STAGES, TRANSFORMS)}
+        options = [(name, option) for name in self.genes if name != "weight" for option in self.genes[name]]
+        faults = Faults(f"space {self.knowledge}")
+        for name, option in [("knowledge", self.knowledge), *options]:
+            if option == "none" and name != "distance":
+                continue
+            try:
+                self._pieces[name, option] = registries.get(name, KNOWLEDGE).build(str(option))
+            except UserError as error:
+                faults.add(error)
+        faults.raise_as(ConfigError)
+
     def _check_options(self) -> None:
         usable: set[tuple[str, Option]] = set()
         refused: dict[tuple[str, Option], str] = {}
@@ -183,78 +208,12 @@ class Space:
             except PolicyError as error:
                 self._illegal.add(values)
                 for item in choice:
-                    if not usable.issuperset((item,)):
-                        refused.setdefault(item, error.faults[0])
+                    refused.setdefault(item, error.faults[0])
         faults = Faults(f"space {self.knowledge}")
         for (name, option), reason in refused.items():
             if (name, option) not in usable:
                 faults.add(f"{name}: {option}: {reason}")
         faults.raise_as(ConfigError)
-
-
-@dataclass(frozen=True)
-class CombinationSpace:
-    """Weight vectors over one fixed term per kind of knowledge; weight 0 switches a term off.
-
-    The vector of zeros, which is the plain student, is not part of the space.
-
-    Attributes:
-        terms: the term of every kind of knowledge.
-        weights: the options of every weight; 0 is added where it is missing.
-    """
-
-    terms: Mapping[str, Term]
-    weights: Sequence[float]
-    genes: dict[str, tuple[Option, ...]] = field(init=False, repr=False)
-    _keys: dict[tuple[Option, ...], str] = field(default_factory=dict, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.terms:
-            raise ConfigError("combination space: expected at least one term, got none")
-        weights = tuple(sorted({0.0, *map(float, self.weights)}))
-        if len(weights) < 2 or not all(0 <= weight < math.inf for weight in weights):
-            raise ConfigError(f"combination space: expected finite weights >= 0, one above 0, got {self.weights}")
-        object.__setattr__(self, "genes", {name: cast(tuple[Option, ...], weights) for name in self.terms})
-
-    def __hash__(self) -> int:
-        return hash((tuple(self.terms.items()), tuple(self.weights)))
-
-    def legal(self, params: Params) -> bool:
-        """Whether any weight is above 0."""
-        return any(params[name] for name in self.terms)
-
-    def policy(self, params: Params) -> Policy:
-        """The terms whose weight is above 0."""
-        return Policy([_weighted(term, params[name]) for name, term in self.terms.items() if params[name]])
-
-    def key(self, params: Params) -> str:
-        """The text of the canonical policy; remembered."""
-        choice = tuple(params[name] for name in self.genes)
-        if choice not in self._keys:
-            self._keys[choice] = self.policy(params).key
-        return self._keys[choice]
-
-    @property
-    def size(self) -> int:
-        """Weight vectors other than zero."""
-        return math.prod(len(options) for options in self.genes.values()) - 1
-
-    def nearest(self, weights: Mapping[str, float]) -> dict[str, Option]:
-        """The vector nearest to the wanted weights (0 stays 0, others by their logarithm)."""
-        options = [float(option) for option in next(iter(self.genes.values())) if option]
-        return {
-            name: min(options, key=lambda option: abs(math.log(option / weights[name]))) if weights.get(name) else 0.0
-            for name in self.terms
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """Plain data: terms and weights."""
-        terms = {name: str(_weighted(term, 1.0)) for name, term in self.terms.items()}
-        return {"terms": terms, "weights": [float(option) for option in next(iter(self.genes.values()))]}
-
-
-def _weighted(term: Term, weight: Option) -> Term:
-    return Term(term.knowledge, term.transforms, term.distance, float(weight), term.weighting, term.levels)
 
 
 def load_spaces(

@@ -1,4 +1,4 @@
-"""Evaluators without training: a table of measured policies, and synthetic landscapes, to compare searches in seconds."""
+"""Evaluators without training, to compare searches in seconds: measured policies, and synthetic landscapes."""
 
 from __future__ import annotations
 

@@ -66,9 +66,7 @@ class SearchSampler(BaseSampler):
         initial: choices to begin with.
     """
 
-    def __init__(
-        self, space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()
-    ) -> None:
+    def __init__(self, space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()) -> None:
         self.space = space
         self.seed = seed
         self.settings = settings

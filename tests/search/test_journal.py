@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from detkds.search.journal import Journal, grouped, journal_path, open_storage, sole_search
+from detkds.search.result import SearchError
+
+
+def study_in(path, **changes):
+    storage = JournalStorage(Journal(path))
+    return optuna.create_study(storage=storage, study_name="s", load_if_exists=True, **changes), storage
+
+
+def fill(path, count):
+    study, _ = study_in(path)
+    for value in range(count):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("x", 0, 1) + value)
+    return [trial.value for trial in study.trials]
+
+
+@pytest.mark.parametrize("tail", [b'{"op_code":4,"wor', b"\x00" * 64, b'{"op_code":4}\x00\n', b'"half\n{"op'])
+def test_a_torn_end_is_cut_off_and_kept(tmp_path, tail, caplog):
+    path = tmp_path / "s.journal"
+    values = fill(path, 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    with caplog.at_level(logging.WARNING):
+        study, _ = study_in(path)
+    assert "unfinished record" in caplog.text
+    assert [trial.value for trial in study.trials] == values
+    assert path.read_bytes()[: len(whole)] == whole and path.with_name("s.journal.torn").read_bytes() == tail
+    study.tell(study.ask(), 7.0)
+    assert [trial.value for trial in study_in(path)[0].trials] == [*values, 7.0]
+
+
+def test_damage_before_the_end_is_refused(tmp_path):
+    path = tmp_path / "s.journal"
+    fill(path, 3)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"{broken\n", *lines[2:]]))
+    with pytest.raises(SearchError, match=r"s\.journal: line 3 is damaged"):
+        Journal(path)
+
+
+def test_optuna_reads_our_file_and_we_read_its(tmp_path):
+    values = fill(tmp_path / "ours.journal", 3)
+    theirs = JournalStorage(JournalFileBackend(str(tmp_path / "ours.journal")))
+    assert [trial.value for trial in optuna.load_study(study_name="s", storage=theirs).trials] == values
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "theirs.journal")))
+    optuna.create_study(storage=storage, study_name="s").add_trial(optuna.trial.create_trial(value=4.0))
+    assert [trial.value for trial in study_in(tmp_path / "theirs.journal")[0].trials] == [4.0]
+
+
+def test_a_group_is_written_once_in_order_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "s.journal"
+    study, storage = study_in(path)
+    trial = study.ask()
+    syncs = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: syncs.append(descriptor))
+    with grouped(storage):
+        storage.set_trial_user_attr(trial._trial_id, "a", 1)
+        study.tell(trial, 5.0)
+    assert len(syncs) == 1
+    assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()[-2:]] == [8, 6]
+    size = path.stat().st_size
+    with pytest.raises(RuntimeError), grouped(storage):
+        storage.set_study_user_attr(study._study_id, "b", 1)
+        raise RuntimeError
+    assert path.stat().st_size == size
+    with grouped(optuna.storages.InMemoryStorage()):
+        pass
+
+
+def test_another_process_is_seen_and_a_record_it_has_not_finished_waits(tmp_path):
+    path = tmp_path / "s.journal"
+    study, _ = study_in(path)
+    other, _ = study_in(path)
+    other.tell(other.ask(), 2.0)
+    assert [trial.value for trial in study.trials] == [2.0]
+    text = path.read_bytes()
+    with open(path, "ab") as file:
+        file.write(b'{"op_code":2,')
+    assert len(study.trials) == 1
+    path.write_bytes(text)
+
+
+def test_where_a_search_is_stored(tmp_path):
+    assert journal_path(tmp_path) == tmp_path / "study.journal"
+    assert journal_path(tmp_path / "run-v1.5") == tmp_path / "run-v1.5" / "study.journal"
+    assert journal_path(tmp_path / "x.journal") == tmp_path / "x.journal"
+    memory = optuna.storages.InMemoryStorage()
+    assert open_storage(memory) is memory
+    open_storage(f"sqlite:///{tmp_path}/s.db")
+    with pytest.raises(SearchError, match="cannot be opened"):
+        open_storage("nosuchdatabase://user:secret@host/x")
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(SearchError, match="cannot be stored here"):
+        open_storage(blocker / "run")
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with sole_search(tmp_path):
+        child = os.fork()
+        if child == 0:
+            try:
+                with sole_search(tmp_path):
+                    os._exit(1)
+            except SearchError as error:
+                os._exit(0 if "another process" in str(error) else 2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with sole_search(tmp_path):
+        pass
