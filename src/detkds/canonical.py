@@ -133,7 +133,7 @@ class _Chain:
             if stage is None or stage <= last or step.arguments is None:
                 return None
             slots[stage], last = step, stage
-        return cls(*slots, distance) if distance.arguments is not None else None
+        return cls(slots[0], slots[1], slots[2], distance) if distance.arguments is not None else None
 
     @property
     def steps(self) -> list[_Step]:
@@ -156,8 +156,8 @@ class _Chain:
                 self.distance = _Step.parse("pearson")
             self.normalise = None
         elif normalise.name == "minmax":
-            # One factor and shift per sample leaves each row's correlation; per batch, each channel's too.
-            if name == "pearson" or (name == "correlation" and normalise["scope"] == "batch"):
+            # One factor and one shift per sample leave the correlation along each row.
+            if name == "pearson":
                 self.normalise = None
         elif normalise.name == "norm_batch" and name == "correlation":
             self.normalise = None

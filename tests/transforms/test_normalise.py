@@ -80,7 +80,7 @@ def test_axis_needs_positions() -> None:
 
 @pytest.mark.parametrize("text", ["norm(HWC)", "norm(C, mode=batch)", "norm"])
 def test_refuses_arguments(text: str) -> None:
-    with pytest.raises(UserError, match="expected one of|missing a required argument"):
+    with pytest.raises(UserError, match=r"expected one of|missing a required argument"):
         TRANSFORMS.build(text)
 
 

@@ -47,7 +47,7 @@ class Correlation:
         if student.numel() == 0:
             return student.sum()
         if len(student) == 1:
-            warnings.warn("correlation: one row has no correlation, the distance counts as 0", RuntimeWarning, stacklevel=2)
+            warnings.warn("one row has no correlation, the distance counts as 0", RuntimeWarning, stacklevel=2)
             return 0 * student.sum()
         weight = self._row_weight(pair, student)
         agreement = (weight * _standardised(student, weight) * _standardised(teacher, weight)).sum(0)

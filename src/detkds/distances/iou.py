@@ -154,18 +154,19 @@ def _as_boxes(pair: Pair) -> Pair:
 
 
 def _overlap(student: Tensor, teacher: Tensor) -> _Overlap:
-    with torch.no_grad():
-        longer = (torch.maximum(student, teacher)[:, 2:] - torch.minimum(student, teacher)[:, :2]).amax(1, keepdim=True)
-        unit = torch.where(longer > 0, longer, 1.0)
+    corners = torch.stack([student[:, :2], student[:, 2:], teacher[:, :2], teacher[:, 2:]], 1)
+    # The smallest box around all corners also encloses a box whose corners are swapped.
+    longer = (corners.amax(1) - corners.amin(1)).amax(1, keepdim=True).detach()
+    unit = torch.where(longer > 0, longer, 1.0)
     same = (student == teacher).all(1)
-    student, teacher = student / unit, teacher / unit
+    student, teacher, corners = student / unit, teacher / unit, corners / unit.unsqueeze(1)
     low, high = student[:, :2], student[:, 2:]
     teacher_low, teacher_high = teacher[:, :2], teacher[:, 2:]
 
     student_size, teacher_size = (high - low).clamp_min(0), (teacher_high - teacher_low).clamp_min(0)
     shared = (torch.minimum(high, teacher_high) - torch.maximum(low, teacher_low)).clamp_min(0)
     intersection = shared[:, 0] * shared[:, 1]
-    enclosing = (torch.maximum(high, teacher_high) - torch.minimum(low, teacher_low)).clamp_min(0)
+    enclosing = corners.amax(1) - corners.amin(1)
     areas = student_size[:, 0] * student_size[:, 1] + teacher_size[:, 0] * teacher_size[:, 1]
     union = areas - intersection
     offset = (low + high - teacher_low - teacher_high) / 2

@@ -55,14 +55,15 @@ class StructuralSimilarity:
         extent = teacher.amax((1, 2, 3), keepdim=True) - teacher.amin((1, 2, 3), keepdim=True)
         c1, c2 = ((k * extent.clamp_min(_LEAST_RANGE)).square() for k in (_K1, _K2))
         blur = _Blur(teacher, min(self.window, *((size - 1) // 2 * 2 + 1 for size in teacher.shape[2:])), self.sigma)
-        # Variances do not feel a shift; taking the level out keeps their digits.
-        level = teacher.mean((2, 3), keepdim=True)
-        student, teacher = student - level, teacher - level
+        # Variances do not feel a shift: taking the level of each map out keeps their digits.
+        student_level = student.detach().mean((2, 3), keepdim=True)
+        teacher_level = teacher.mean((2, 3), keepdim=True)
+        student, teacher = student - student_level, teacher - teacher_level
         student_mean, teacher_mean = blur(student), blur(teacher)
         student_variance = (blur(student.square()) - student_mean.square()).clamp_min(0)
         teacher_variance = (blur(teacher.square()) - teacher_mean.square()).clamp_min(0)
         covariance = blur(student * teacher) - student_mean * teacher_mean
-        student_mean, teacher_mean = student_mean + level, teacher_mean + level
+        student_mean, teacher_mean = student_mean + student_level, teacher_mean + teacher_level
         luminance = (2 * student_mean * teacher_mean + c1) / (student_mean.square() + teacher_mean.square() + c1)
         return luminance * (2 * covariance + c2) / (student_variance + teacher_variance + c2)
 

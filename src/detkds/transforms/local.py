@@ -48,7 +48,8 @@ class Local:
             grid = tensor.reshape(images, channels, self.n, tile_height, self.n, tile_width)
             return grid.permute(2, 4, 0, 1, 3, 5).reshape(-1, channels, tile_height, tile_width)
 
-        return pair.map(lambda tensor: cut(_repeat_edge(tensor, below, right)), weight=_cut_weight(pair, below, right, cut))
+        weight = _cut_weight(pair, below, right, cut)
+        return pair.map(lambda tensor: cut(_repeat_edge(tensor, below, right)), weight=weight)
 
 
 @TRANSFORMS.register("win")
@@ -80,9 +81,8 @@ class Windows:
             grid = tensor.expand(-1, channels, -1, -1).reshape(images, channels, rows, self.n, columns, self.n)
             return grid.permute(0, 1, 2, 4, 3, 5).reshape(images, channels * rows * columns, self.n, self.n)
 
-        return pair.map(
-            lambda tensor: cut(F.pad(tensor, (0, right, 0, below))), weight=_cut_weight(pair, below, right, cut)
-        )
+        weight = _cut_weight(pair, below, right, cut)
+        return pair.map(lambda tensor: cut(F.pad(tensor, (0, right, 0, below))), weight=weight)
 
 
 def _repeat_edge(tensor: Tensor, below: int, right: int) -> Tensor:
