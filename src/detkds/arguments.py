@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -16,7 +17,7 @@ def check_arguments(piece: Any) -> None:
     Raises:
         ValueError: names every argument at fault, what was expected and what came.
     """
-    hints = get_type_hints(type(piece))
+    hints = _type_hints(type(piece))
     faults = []
     for field in dataclasses.fields(piece):
         value = getattr(piece, field.name)
@@ -25,6 +26,11 @@ def check_arguments(piece: Any) -> None:
             faults.append(f"{field.name}: expected {expected}, got {value!r}")
     if faults:
         raise ValueError("; ".join(faults))
+
+
+@lru_cache
+def _type_hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _refusal(annotation: Any, value: object) -> str | None:

@@ -133,8 +133,9 @@ class Space:
         )
 
     def count_canonical(self) -> int:
-        """Distinct losses, counted by building every one."""
-        return len(self._index)
+        """Distinct losses, counted by building every one; what is one loss does not depend on the weight."""
+        weights = self.genes["weight"]
+        return len({self.key(params) for params in points(self) if params["weight"] == weights[0]}) * len(weights)
 
     def encode(self, policy: Policy | Term) -> dict[str, Option]:
         """The choice that stands for a policy (or for the same loss written otherwise).
