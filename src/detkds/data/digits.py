@@ -39,12 +39,12 @@ class CocoPaths(NamedTuple):
 
 
 def make_digits(
-    folder: Path | str, *, train: int = 300, val: int = 100, size: int = 128, seed: int = 0, num_classes: int = 10
+    folder: Path | str, *, train: int = 600, val: int = 200, size: int = 128, seed: int = 0, num_classes: int = 10
 ) -> tuple[CocoPaths, CocoPaths]:
     """Write the digits data set in the COCO layout and return its training and validation paths.
 
-    Images of ``size`` x ``size`` pixels hold 0 to 6 digits, a seventh to two fifths of the side tall, turned by up
-    to 25 degrees, lighter or darker than a blurred or sharp crop of a photograph, among stray strokes. Each has its
+    Images of ``size`` x ``size`` pixels hold 0 to 6 digits, a sixth to two fifths of the side tall, turned by up
+    to 15 degrees, lighter or darker than a blurred or sharp crop of a photograph, among stray strokes. Each has its
     box, its mask and its class. Validation uses digits and parts of the photographs that training never shows. The
     same arguments give the same pixels; a folder that already holds them is used as it is.
 
@@ -140,7 +140,7 @@ class Scene:
 def compose(train: bool, size: int, num_classes: int, rng: np.random.Generator) -> Scene:
     """Compose one image from the training or the validation samples; about one in twelve is empty."""
     canvas = _background(train, size, rng)
-    for _ in range(int(rng.integers(0, 5))):
+    for _ in range(int(rng.integers(0, 4))):
         _paint(canvas, _stroke(size, rng), (0, 0), rng)
     samples, sample_labels = _samples(train)
     allowed = np.flatnonzero(sample_labels < num_classes)
@@ -150,7 +150,7 @@ def compose(train: bool, size: int, num_classes: int, rng: np.random.Generator) 
     taken = np.zeros((size, size), dtype=bool)
     for _ in range(wanted):
         sample = int(rng.choice(allowed))
-        ink = _digit(samples[sample], size * float(rng.uniform(0.14, 0.42)), float(rng.uniform(-25, 25)))
+        ink = _digit(samples[sample], size * float(rng.uniform(0.18, 0.42)), float(rng.uniform(-15, 15)))
         place = _free_place(taken, ink.shape, rng)
         if place is None:
             continue
@@ -198,7 +198,7 @@ def _background(train: bool, size: int, rng: np.random.Generator) -> np.ndarray:
     canvas = resized[0].numpy().transpose(1, 2, 0).copy()
     if rng.random() < 0.5:
         canvas = canvas[:, ::-1].copy()
-    share = rng.uniform(0.3, 0.9)
+    share = rng.uniform(0.2, 0.7)
     return (canvas * share + rng.uniform(0, 255, 3) * (1 - share)).astype(np.float32)
 
 
@@ -233,7 +233,7 @@ def _paint(canvas: np.ndarray, ink: np.ndarray, place: tuple[int, int], rng: np.
     below = window.mean((0, 1))
     lighter = rng.random() < 1 - below.mean() / 255
     extreme = np.full(3, 255.0 if lighter else 0.0)
-    colour = below + (extreme - below) * rng.uniform(0.6, 1.0) + rng.normal(0, 20, 3)
+    colour = below + (extreme - below) * rng.uniform(0.7, 1.0) + rng.normal(0, 20, 3)
     window += ink[..., None] * (np.clip(colour, 0, 255) - window)
 
 
