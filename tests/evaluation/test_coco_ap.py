@@ -90,7 +90,7 @@ def _reference(dataset: CocoDataset, predictions: dict[int, Detections]) -> list
                 }
             )
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth: Any = COCO()
         truth.dataset = dataset.ground_truth()
         truth.createIndex()
         evaluator = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "bbox")
