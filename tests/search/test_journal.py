@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,7 +27,15 @@ def fill(path, count):
     return [trial.value for trial in study.trials]
 
 
-@pytest.mark.parametrize("tail", [b'{"op_code":4,"wor', b"\x00" * 64, b'{"op_code":4}\x00\n', b'"half\n{"op'])
+TORN = {
+    "half a record": b'{"op_code":4,"wor',
+    "zeros": b"\x00" * 64,
+    "zeros after a record": b'{"op_code":4}\x00\n',
+    "a whole proposal after half a record": b'"half\n{"op_code":5}\n{"op',
+}
+
+
+@pytest.mark.parametrize("tail", TORN.values(), ids=TORN)
 def test_a_torn_end_is_cut_off_and_kept(tmp_path, tail, caplog):
     path = tmp_path / "s.journal"
     values = fill(path, 3)
@@ -46,8 +55,22 @@ def test_damage_before_the_end_is_refused(tmp_path):
     fill(path, 3)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"{broken\n", *lines[2:]]))
-    with pytest.raises(SearchError, match=r"s\.journal: line 3 is damaged"):
+    with pytest.raises(SearchError, match=r"s\.journal: line 3 is damaged, and results follow"):
         Journal(path)
+
+
+def test_what_is_synced(tmp_path, monkeypatch):
+    study, _ = study_in(tmp_path / "s.journal")
+    syncs = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: syncs.append(descriptor))
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("a", 1)
+    assert len(syncs) == 0
+    study.tell(trial, 1.0)
+    assert len(syncs) == 1
+    study.add_trial(optuna.trial.create_trial(value=4.0))
+    assert len(syncs) == 2
 
 
 def test_optuna_reads_our_file_and_we_read_its(tmp_path):
@@ -71,7 +94,7 @@ def test_a_group_is_written_once_in_order_or_not_at_all(tmp_path, monkeypatch):
     assert len(syncs) == 1
     assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()[-2:]] == [8, 6]
     size = path.stat().st_size
-    with pytest.raises(RuntimeError), grouped(storage):
+    with contextlib.suppress(RuntimeError), grouped(storage):
         storage.set_study_user_attr(study._study_id, "b", 1)
         raise RuntimeError
     assert path.stat().st_size == size

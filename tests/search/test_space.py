@@ -15,9 +15,7 @@ def spaces():
     return load_spaces("default")
 
 
-@pytest.mark.parametrize(
-    ("name", "feature", "total"), [("paper", 4900, 15_267), ("default", 5880, 18_207)]
-)
+@pytest.mark.parametrize(("name", "feature", "total"), [("paper", 4900, 15_267), ("default", 5880, 18_207)])
 def test_sizes_of_the_shipped_spaces(name, feature, total):
     spaces = load_spaces(name)
     # 4 attentions x 5 scales x 5 (6 with norm_batch) normalisations x 7 distances x 7 weights

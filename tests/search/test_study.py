@@ -73,7 +73,7 @@ def test_no_loss_is_measured_twice_and_every_proposal_is_legal(space, sampler):
 
 
 def test_every_sampler_is_registered():
-    assert set(SAMPLER_NAMES) == set(SAMPLERS.names())
+    assert set(SAMPLER_NAMES) <= set(SAMPLERS.names())
 
 
 def test_states_are_kept_apart(space):

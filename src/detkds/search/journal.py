@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,16 +21,20 @@ try:
 except ImportError:  # Windows has no advisory locks of this kind; a search is then not guarded against a second one
     fcntl = None
 
+_CREATE_TRIAL = 4
+_SET_PARAM_OR_ATTR = (5, 8, 9)  # operation codes of Optuna's journal format
+
 _logger = logging.getLogger(__name__)
 
 
 class Journal(BaseJournalBackend):
     """One JSON record per line, appended and synced; readable by everything that reads Optuna's journal files.
 
-    It differs from Optuna's own backend in three ways. A torn last line (power loss in the middle of a write) is cut
+    It differs from Optuna's own backend in four ways. A torn last line (power loss in the middle of a write) is cut
     off when the file is opened, and kept beside it as ``<name>.torn``; otherwise the next record would be glued to
     it and lost. The lock is the kernel's and dies with its process; a lock file would stay and stall the resumed
-    search. Records written inside :meth:`grouped` go to disk together, with one sync.
+    search. Results are synced to disk before the search goes on; proposals reach it with the next result, because one
+    that is lost is made again alike. Records written inside :meth:`grouped` go there together.
 
     Raises:
         SearchError: a line before the last is damaged, or the file cannot be opened.
@@ -61,7 +65,7 @@ class Journal(BaseJournalBackend):
                     yield json.loads(line)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append records and sync them to disk, unless a group is open."""
+        """Append records, and sync them to disk where they are more than a proposal; later if a group is open."""
         if self._group is not None:
             self._group.extend(logs)
         else:
@@ -69,7 +73,7 @@ class Journal(BaseJournalBackend):
 
     @contextlib.contextmanager
     def grouped(self) -> Iterator[None]:
-        """Write what is appended in this block at its end, in order, with one sync; nothing if it raises."""
+        """Write what is appended in this block at its end, in order; nothing if it raises."""
         self._group = []
         try:
             yield
@@ -79,12 +83,13 @@ class Journal(BaseJournalBackend):
         finally:
             self._group = None
 
-    def _write(self, logs: Iterable[dict[str, Any]]) -> None:
+    def _write(self, logs: Sequence[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with self._open("ab") as file:
             file.write(text.encode())
             file.flush()
-            os.fsync(file.fileno())
+            if not all(map(_is_proposal, logs)):
+                os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def _open(self, mode: str) -> Iterator[BinaryIO]:
@@ -96,16 +101,17 @@ class Journal(BaseJournalBackend):
     def _heal(self, file: BinaryIO) -> None:
         file.seek(0)
         lines = file.read().splitlines(keepends=True)
-        damaged = [number for number, line in enumerate(lines) if not _readable(line)]
-        if not damaged:
+        records = [_parsed(line) for line in lines]
+        if None not in records:
             return
-        if damaged[0] != len(lines) - len(damaged):
+        damaged = records.index(None)
+        if not all(record is None or _is_proposal(record) for record in records[damaged:]):
             raise SearchError(
-                f"{self.path}: line {damaged[0] + 1} is damaged, and whole records follow it; "
+                f"{self.path}: line {damaged + 1} is damaged, and results follow it; "
                 "restore the file from a copy, or start the search in another folder"
             )
-        size = sum(map(len, lines[: damaged[0]]))
-        torn = b"".join(lines[damaged[0] :])
+        size = sum(map(len, lines[:damaged]))
+        torn = b"".join(lines[damaged:])
         with open(self.path.with_name(self.path.name + ".torn"), "ab") as kept:
             kept.write(torn)
         file.truncate(size)
@@ -168,8 +174,16 @@ def sole_search(store: str | Path | BaseStorage) -> Iterator[None]:
         yield
 
 
-def _readable(line: bytes) -> bool:
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record on a line; None where the line is damaged or unfinished."""
     try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
-        return False
+        return None
+    return record if isinstance(record, dict) and "op_code" in record else None
+
+
+def _is_proposal(record: dict[str, Any]) -> bool:
+    """Whether a record only says what a trial is to be: the next process would write the same again."""
+    operation = record["op_code"]
+    return operation in _SET_PARAM_OR_ATTR or (operation == _CREATE_TRIAL and "state" not in record)

@@ -33,21 +33,21 @@ def test_a_function_may_give_numbers_or_results():
 def test_a_landscape_has_the_spread_and_the_rejections_it_says():
     (space,) = load_spaces("paper", knowledge=["global"]).values()
     rng = np.random.default_rng(0)
-    policies = [space.policy(draw(space, rng)) for _ in range(300)]
+    policies = [space.policy(draw(space, rng)) for _ in range(150)]
     spreads = []
-    for seed in range(6):
+    for seed in range(4):
         landscape = SyntheticLandscape(seed)
         spreads.append(np.std([landscape.quality(policy.terms[0]) for policy in policies]))
         rejected = np.mean([result.state is State.FILTERED for result in landscape.evaluate(policies)])
-        assert 0.04 < rejected < 0.17
+        assert 0.02 < rejected < 0.2
     assert 0.5 < np.mean(spreads) < 1.0
 
 
 def test_a_landscape_is_the_same_for_twins_and_when_asked_again():
     landscape = SyntheticLandscape(3, rejected=0.0)
-    assert landscape.evaluate([ONE]) == landscape.evaluate([TWIN]) == SyntheticLandscape(3, rejected=0.0).evaluate([ONE])
-    # pinned: the draws depend on the texts alone, not on the process
-    assert SyntheticLandscape(3, noise=0).true_ap(Policy()) == 30.0
+    again = SyntheticLandscape(3, rejected=0.0)
+    assert landscape.evaluate([ONE]) == landscape.evaluate([TWIN]) == again.evaluate([ONE])
+    assert landscape.true_ap(Policy()) == 30.0
     assert SyntheticLandscape(0).quality(OTHER.terms[0]) != SyntheticLandscape(1).quality(OTHER.terms[0])
 
 

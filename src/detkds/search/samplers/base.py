@@ -24,7 +24,7 @@ PROPOSAL = "proposal"
 """The trial attribute in which a sampler notes what it proposed the trial as."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """A stored trial as a sampler sees it; ``state`` is None while it runs.
 

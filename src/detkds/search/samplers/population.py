@@ -82,14 +82,14 @@ def replay(history: Iterable[Entry], settings: SearchSettings, initial: int = 0)
         if entry.role in ("mutant", "newcomer"):
             candidates = filled.setdefault(entry.iteration, {})
             candidates[entry.role] = entry
-            if len(candidates) < len(iteration_slots(entry.iteration, settings)):
+            if len(candidates) < 1 + settings.has_newcomer(entry.iteration):
                 continue
             entry = max(candidates.values(), key=lambda entry: (entry.fitness, entry.role == "mutant"))
         initials += entry.role == "init"
         population.members.append(entry)
         if initials >= population.slots:
             while len(population.members) > population.size:
-                population.members.remove(min(population.members, key=lambda entry: (entry.fitness, entry.number)))
+                population.members.remove(min(population.members, key=_standing))
     return population
 
 
@@ -103,7 +103,12 @@ def parent_pool(members: Sequence[Entry], settings: SearchSettings, rng: np.rand
     """The ``settings.parents`` fittest (tie: the newer) of a random ceil(r P) members, best first."""
     count = math.ceil(settings.sample_ratio * len(members) - 1e-9)
     sample = [members[i] for i in rng.choice(len(members), count, replace=False)]
-    return sorted(sample, key=lambda entry: (entry.fitness, entry.number), reverse=True)[: settings.parents]
+    return sorted(sample, key=_standing, reverse=True)[: settings.parents]
+
+
+def _standing(entry: Entry) -> tuple[tuple[int, float, float], int]:
+    """What members are ordered by: fitness, then the newer."""
+    return entry.fitness, entry.number
 
 
 def mutate(params: Params, space: SearchSpace, rng: np.random.Generator) -> dict[str, Option]:
