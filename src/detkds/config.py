@@ -33,14 +33,15 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """Where the images are, and the pixels of the longer side they are resized to.
 
-    ``embedded: digits`` makes the embedded set in the run folder instead of reading ``train`` and ``test``. The test
-    images are reported on and never searched on.
+    ``embedded: digits`` makes the embedded set in the run folder instead of reading ``train`` and ``test``, with
+    ``embedded_images`` training and test images. The test images are reported on and never searched on.
     """
 
     train: SplitConfig | None = None
     test: SplitConfig | None = None
     embedded: Literal["digits"] | None = None
     embedded_images: tuple[Count, Count] = (300, 150)
+    embedded_classes: Annotated[int, Field(ge=1, le=10)] = 10
     size: Annotated[int, Field(ge=32)] = 800
 
 
@@ -136,6 +137,7 @@ class SearchConfig(Section):
         sampler: a registered sampler for the single-knowledge stage.
         single_budget: candidate trainings per kind of knowledge; combination_budget: for the combination stage.
         parents: the k of Algorithm 1; newcomer: when a random newcomer is evaluated beside the mutant.
+        warm_start: policies whose terms join the initial populations, each with the weight nearest to its own.
     """
 
     space: str = "default"
@@ -148,6 +150,7 @@ class SearchConfig(Section):
     sample_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     parents: Count = 3
     newcomer: str = "never"
+    warm_start: tuple[str, ...] = ()
     storage: str | None = None
     seed: int = 0
 

@@ -56,7 +56,8 @@ def compare(
     """
     setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
     path = folder / "final.jsonl"
-    entries = [replace(entry, policy=policy) for entry, policy in zip(entries, _absolute(plan, setting, entries))]
+    policies = absolute_policies(plan, setting, [entry.policy for entry in entries])
+    entries = [replace(entry, policy=policy) for entry, policy in zip(entries, policies, strict=True)]
     keys = {entry.name: entry.policy.key for entry in entries}
     for seed in plan.config.final.seeds:
         done = {record["name"] for record in _matching(path, keys) if record["seed"] == seed}
@@ -124,14 +125,16 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-")
 
 
-def _absolute(plan: Plan, setting: Setting, entries: Sequence[Contender]) -> list[Policy]:
-    """The contenders' policies with absolute weights, calibrated once, on the first seed's start."""
+def absolute_policies(plan: Plan, setting: Setting, policies: Sequence[Policy]) -> list[Policy]:
+    """The policies with absolute weights, calibrated once, on the first seed's start."""
+    relative = [term for policy in policies for term in policy if term.weighting != "absolute"]
+    if not relative:
+        return list(policies)
     seed = plan.config.final.seeds[0]
-    relative = [term for entry in entries for term in entry.policy if term.weighting != "absolute"]
     batches = [b.to(plan.device) for b in islice(setting.batches(seed)(0), plan.config.proxy.calibration_batches)]
     scratch = copy.deepcopy(plan.build_student(seed, True)).to(plan.device)
     probes = probe_terms(relative, scratch, plan.teacher, batches, seed=seed)
-    return [calibrate(entry.policy, probes) for entry in entries]
+    return [calibrate(policy, probes) for policy in policies]
 
 
 def _matching(path: Path, keys: dict[str, str]) -> list[dict[str, Any]]:

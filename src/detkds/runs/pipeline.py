@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from detkds.config import RunConfig
 from detkds.policy import Policy
+from detkds.report import write_report
 from detkds.runs.comparison import compare, contenders, slug
 from detkds.runs.folder import append_line, open_folder, read_lines
 from detkds.runs.plan import Plan, make_plan
@@ -65,6 +66,7 @@ def run(config: RunConfig, listener: Listener) -> Finished:
             rows = _comparison(plan, folder, found, listener)
         summary = summarise(plan, teacher, rows, outcome.records, found[0], total_seconds(folder))
         write_summary(folder, summary, outcome.records, found[0])
+        write_report(folder / "report.html", summary, outcome.records, read_lines(folder / "final.jsonl"))
         _ship_student(folder, rows, config.final.seeds[0])
     return Finished(folder, plan, summary, rows, outcome)
 
@@ -94,12 +96,12 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
         elif event.message:
             listener.note(f"{event.study}: {event.message}")
 
-    return search(evaluator, plan.spaces, settings, config.search.storage or folder, config.search.seed, on_event)
+    store = config.search.storage or folder
+    return search(evaluator, plan.spaces, settings, store, config.search.seed, on_event, plan.warm_start)
 
 
 def _teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
-    train = plan.config.teacher.train
-    listener.stage("teacher", train.epochs if train is not None and not plan.teacher_ready else 1)
+    listener.stage("teacher", plan.teacher_epochs)
     with clocked(folder, "teacher"):
         metrics = prepare_teacher(plan, folder, lambda done: listener.advance(1))
     listener.note(f"teacher: AP {100 * metrics['ap']:.1f} on the test images")

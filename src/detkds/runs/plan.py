@@ -13,7 +13,7 @@ import torch
 from detkds.config import DetectorConfig, RunConfig, TrainConfig
 from detkds.data.augment import Augmentation
 from detkds.data.coco import CocoDataset, load_coco
-from detkds.data.digits import make_digits
+from detkds.data.digits import NAMES, make_digits
 from detkds.data.subset import proxy_subset, split_validation
 from detkds.detectors import build_detector
 from detkds.detectors.base import Detector
@@ -40,6 +40,7 @@ class Plan:
         spaces: what is searched, by kind of knowledge.
         refused: kinds of knowledge this pair cannot offer, with the reason.
         policies: the hand-designed policies of the final comparison.
+        warm_start: policies that the search begins with.
         inherited: names of the tensors the student takes over from the teacher.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     spaces: Mapping[str, Space]
     refused: Mapping[str, str]
     policies: Mapping[str, Policy]
+    warm_start: tuple[Policy, ...]
     settings: SearchSettings
     inherited: tuple[str, ...]
 
@@ -75,6 +77,12 @@ class Plan:
             size=self.config.data.size,
             device=self.device,
         )
+
+    @property
+    def teacher_epochs(self) -> int:
+        """Epochs the teacher is still to be trained for; 1, its measurement, where it has weights."""
+        train = self.config.teacher.train
+        return train.epochs if train is not None and not self.teacher_ready else 1
 
     @property
     def proxy_config(self) -> TrainConfig:
@@ -101,12 +109,14 @@ def make_plan(config: RunConfig) -> Plan:
     for plugin in config.plugins:
         attempt(_import_plugin, plugin)
     device = attempt(choose_device, config.device)
-    data = attempt(load_data, config)
+    embedded = config.data.embedded is not None
+    data = None if embedded else attempt(load_data, config)
     attempt(lambda: Augmentation(**config.train.augmentation.model_dump()))
     settings = attempt(search_settings, config)
     spaces = attempt(load_spaces, config.search.space, config.search.weighting, config.search.knowledge)
     loaded = {name: attempt(load_policy, name) for name in config.final.policies}
-    names = data[0].class_names if data else ("object",)
+    first = {name: attempt(load_policy, name) for name in config.search.warm_start}
+    names = data[0].class_names if data else NAMES[: config.data.embedded_classes]
     teacher = attempt(make_detector, config.teacher, names, config.seed)
     student = attempt(make_detector, config.student, names, config.seed)
     if config.teacher.weights is None and config.teacher.train is None:
@@ -116,6 +126,9 @@ def make_plan(config: RunConfig) -> Plan:
     if teacher is not None and student is not None:
         for policy in policies.values():
             attempt(check_pair, absolute(policy), student, teacher)
+    if embedded and not faults:
+        data = attempt(load_data, config)  # last, as it writes files
+        parts = attempt(split_data, config, data[0]) if data else None
     faults.raise_as(ConfigError)
     refused = {
         kind: reason
@@ -137,6 +150,7 @@ def make_plan(config: RunConfig) -> Plan:
         spaces=offered,
         refused=refused,
         policies=policies,
+        warm_start=tuple(first.values()),
         settings=settings,
         inherited=tuple(student.inherit(teacher)) if config.inherit else (),
     )
@@ -175,7 +189,14 @@ def load_data(config: RunConfig) -> tuple[CocoDataset, CocoDataset]:
     data, faults = config.data, Faults()
     if data.embedded is not None:
         train, test = data.embedded_images
-        paths = make_digits(config.folder / "data", train=train, val=test, size=data.size, seed=config.seed)
+        paths = make_digits(
+            config.folder / "data",
+            train=train,
+            val=test,
+            size=data.size,
+            seed=config.seed,
+            num_classes=data.embedded_classes,
+        )
         return load_coco(*paths[0]), load_coco(*paths[1])
     sets: list[CocoDataset] = []
     for name, split in (("train", data.train), ("test", data.test)):

@@ -13,11 +13,13 @@ from detkds.errors import ConfigError
 from detkds.policy import Policy
 from detkds.runs.folder import write_text
 from detkds.runs.plan import Plan
-from detkds.training.loop import OnEpoch
+from detkds.training.loop import OnEpoch, OnStep
 from detkds.training.population import Candidate, Setting, measure, train_candidates
 
 
-def prepare_teacher(plan: Plan, folder: Path, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+def prepare_teacher(
+    plan: Plan, folder: Path, on_epoch: OnEpoch | None = None, on_step: OnStep | None = None
+) -> dict[str, Any]:
     """Give ``plan.teacher`` its weights and measure it on the test images, once per run folder.
 
     Returns:
@@ -34,13 +36,13 @@ def prepare_teacher(plan: Plan, folder: Path, on_epoch: OnEpoch | None = None) -
     elif weights.exists() and record.exists():
         load_weights(plan.teacher, str(weights))
     else:
-        _train_teacher(plan, folder, on_epoch)
+        _train_teacher(plan, folder, on_epoch, on_step)
     plan.teacher.requires_grad_(False)
     plan.teacher.eval()
     return json.loads(record.read_text(encoding="utf-8"))
 
 
-def _train_teacher(plan: Plan, folder: Path, on_epoch: OnEpoch | None) -> None:
+def _train_teacher(plan: Plan, folder: Path, on_epoch: OnEpoch | None, on_step: OnStep | None) -> None:
     assert plan.config.teacher.train is not None
 
     def itself(seed: int, inherit: bool) -> Detector:
@@ -51,7 +53,12 @@ def _train_teacher(plan: Plan, folder: Path, on_epoch: OnEpoch | None) -> None:
     )
     state = folder / "teacher.state"
     [trained] = train_candidates(
-        setting, [Candidate("teacher", Policy())], seed=plan.config.seed, checkpoint=state, on_epoch=on_epoch
+        setting,
+        [Candidate("teacher", Policy())],
+        seed=plan.config.seed,
+        checkpoint=state,
+        on_step=on_step,
+        on_epoch=on_epoch,
     )
     if trained.metrics is None:
         raise ConfigError(f"teacher: its training failed: {trained.failure}")
