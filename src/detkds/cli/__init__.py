@@ -1,0 +1,32 @@
+"""The command line: one file per command, everything heavy imported inside the commands."""
+
+from __future__ import annotations
+
+import typer
+
+from detkds.cli import demo, distill, evaluate, pieces, policies, search, space, train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="detkds",
+    help="Find how a small object detector should learn from a large one, then train it that way.",
+    epilog="Start with: detkds demo. Every command that takes a CONFIG also takes key=value overrides after it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("search")(search.search)
+app.command("distill")(distill.distill)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("space")(space.space)
+app.add_typer(policies.app, name="policies")
+app.command("list")(pieces.list_pieces)
+
+
+def main() -> None:
+    """The ``detkds`` command."""
+    app()

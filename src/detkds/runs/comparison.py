@@ -30,13 +30,14 @@ class Contender:
 
 
 def contenders(plan: Plan, searched: Sequence[Policy]) -> list[Contender]:
-    """The plain student, with and without the inherited neck and head, the hand-designed policies, the searched ones."""
+    """The plain student, with its own and with the inherited neck and head, then the hand-designed and the searched."""
     plain = [Contender("plain", "plain", Policy(), inherit=False)]
     if plan.config.inherit:
         plain.append(Contender("plain, inherited", "plain", Policy()))
     hand = [Contender(name, "hand", policy) for name, policy in plan.policies.items()]
     found = [
-        Contender("searched" if i == 0 else f"searched #{i + 1}", "searched", policy) for i, policy in enumerate(searched)
+        Contender("searched" if i == 0 else f"searched #{i + 1}", "searched", policy)
+        for i, policy in enumerate(searched)
     ]
     return plain + hand + found
 

@@ -122,7 +122,9 @@ def _ship_student(folder: Path, rows: list[Row], seed: int) -> None:
     """``student.safetensors``: the student of the searched policy's first seed."""
     for row in rows:
         if row.name == "searched" and seed in row.ap:
-            shutil.copyfile(folder / "students" / f"{slug(row.name)}-seed{seed}.safetensors", folder / "student.safetensors")
+            shutil.copyfile(
+                folder / "students" / f"{slug(row.name)}-seed{seed}.safetensors", folder / "student.safetensors"
+            )
 
 
 @contextmanager

@@ -130,6 +130,7 @@ def make_plan(config: RunConfig) -> Plan:
         data = attempt(load_data, config)  # last, as it writes files
         parts = attempt(split_data, config, data[0]) if data else None
     faults.raise_as(ConfigError)
+    assert data is not None and parts is not None and teacher is not None and student is not None
     refused = {
         kind: reason
         for kind in spaces
@@ -266,5 +267,3 @@ def _import_plugin(name: str) -> None:
         importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"plugins: {name!r} cannot be imported: {error}") from None
-
-

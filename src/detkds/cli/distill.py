@@ -1,0 +1,56 @@
+"""``detkds distill``: the student with one policy at the full budget."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from detkds.cli.common import AsJson, Config, DryRun, Overrides, Seed, answering, print_json, stderr, stdout
+
+PolicyOption = Annotated[
+    str | None,
+    typer.Option("--policy", "-p", help="A shipped policy or a file; by default the one this run's search found."),
+]
+
+
+def distill(
+    config: Config,
+    overrides: Overrides = None,
+    policy: PolicyOption = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the student with one policy at the full budget, and measure it on the test images.
+
+    Weights, metrics and the losses of each step lie in runs/NAME/distill. On several GPUs:
+    torchrun --nproc-per-node 2 -m detkds distill CONFIG; the batch size is then that of each process.
+    """
+    import os
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    with answering(resumable=not dry_run, quiet=not first):
+        from detkds.config import load_config
+
+        resolved = load_config(config, overrides or ())
+        if dry_run:
+            from detkds.cli.plan import print_plan
+            from detkds.runs.estimate import estimate_training
+            from detkds.runs.single import find_policy
+
+            wanted = find_policy(resolved, policy)
+            print_plan(resolved, lambda plan: estimate_training(plan, "student", wanted), as_json)
+            return
+        from detkds.cli.progress import Reporter
+        from detkds.cli.tables import print_single
+        from detkds.runs.single import distill as distil
+
+        with Reporter(stderr(quiet=not first)) as reporter:
+            done = distil(resolved, policy, seed, reporter)
+        if not first:
+            return
+        if as_json:
+            print_json({"weights": str(done.weights), "steps": str(done.steps), "metrics": done.metrics})
+        else:
+            print_single(stdout(), done, "student")

@@ -1,0 +1,104 @@
+"""``--dry-run``: the resolved plan and what it will cost, without leaving a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from detkds.cli.common import print_json, stdout
+from detkds.cli.progress import minutes
+
+if TYPE_CHECKING:
+    from detkds.config import RunConfig
+    from detkds.runs.plan import Plan
+
+
+def print_plan(config: RunConfig, cost: Callable[[Plan], dict[str, float]], as_json: bool) -> None:
+    """Resolve a configuration, time a few steps and print the plan.
+
+    Raises:
+        UserError: every fault in it.
+    """
+    from detkds.runs.plan import make_plan
+    from detkds.runs.preview import preview
+
+    with tempfile.TemporaryDirectory(prefix="detkds-") as scratch:
+        plan = make_plan(config.model_copy(update={"runs": Path(scratch)}))
+        data = {**preview(plan), "folder": str(config.folder), "minutes": cost(plan)}
+    if as_json:
+        print_json(data)
+    else:
+        _show(stdout(), data)
+
+
+def _show(console: Console, data: Mapping[str, Any]) -> None:
+    pair, search, compared = data["pair"], data["search"], data["comparison"]
+    teacher, student = pair["teacher"], pair["student"]
+    facts = _grid()
+    facts.add_row("run", f"{data['name']} in {data['folder']}, on {data['device']}, {data['data']['size']} pixels")
+    facts.add_row("training images", data["data"]["train"])
+    facts.add_row("test images", f"{data['data']['test']} (reported on, never searched on)")
+    facts.add_row("proxy", f"{data['data']['proxy']}, cut from the training images")
+    facts.add_row("validation", f"{data['data']['validation']}, cut from the training images")
+    facts.add_row("teacher", f"{_detector(teacher)}, {teacher['weights']}")
+    inherited = student["inherited_tensors"]
+    facts.add_row("student", f"{_detector(student)}, {inherited} tensors inherited from the teacher's neck and head")
+    facts.add_row("policies", ", ".join(compared["policies"]))
+    seeds = ", ".join(map(str, compared["seeds"]))
+    facts.add_row("comparison", f"{compared['trainings']} trainings at the full budget, seeds {seeds}")
+    trainings = search["trainings"]
+    facts.add_row(
+        "search",
+        f"{trainings['total']} candidate trainings ({trainings['single']} single, {trainings['combination']} of "
+        f"{search['combinations']:,} combinations), sampler {search['sampler']}, {search['weighting']} weights",
+    )
+    console.print(facts)
+    console.print(_levels(pair["levels"]))
+    console.print(_knowledge(data["knowledge"]))
+    stages = data["minutes"]
+    parts = ", ".join(f"{name} {minutes(60 * value)}" for name, value in stages.items() if name != "total")
+    console.print(f"[bold]about {minutes(60 * stages['total'])}[/bold] from scratch on this machine: {parts}")
+
+
+def _levels(levels: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="levels", title_style="", title_justify="left")
+    for column in ("stride", "student", "channels", "teacher", "channels", "between them"):
+        table.add_column(column, justify="right" if column in ("stride", "channels") else "left")
+    for level in levels:
+        joined = "1x1 adapter" if level["adapter"] else "equal"
+        if level["teacher_level"] is None:
+            joined = "nothing of this stride"
+        theirs = (level["teacher_level"] or "-", str(level["teacher_channels"] or "-"))
+        table.add_row(str(level["stride"]), level["level"], str(level["channels"]), *theirs, joined)
+    return table
+
+
+def _knowledge(knowledge: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="knowledge", title_style="", title_justify="left")
+    table.add_column("kind")
+    table.add_column("policies", justify="right")
+    table.add_column("distinct", justify="right")
+    table.add_column("")
+    for kind, counts in knowledge["offered"].items():
+        table.add_row(kind, f"{counts['policies']:,}", f"{counts['distinct']:,}", "searched")
+    for kind, reason in knowledge["refused"].items():
+        table.add_row(kind, "-", "-", escape(f"left out: {reason}"))
+    return table
+
+
+def _detector(entry: Mapping[str, Any]) -> str:
+    return f"{entry['detector']} on {entry['backbone']}, {entry['parameters'] / 1e6:.2f} M parameters"
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    return grid

@@ -1,0 +1,41 @@
+"""``detkds search``: the whole run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detkds.cli.common import AsJson, Config, DryRun, Overrides, answering, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from detkds.config import RunConfig
+
+
+def search(config: Config, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Find the best policy for a pair and data, and compare it with the others at the full budget.
+
+    Everything is kept in runs/NAME: run the same command again to go on where it was stopped.
+    """
+    with answering(resumable=not dry_run):
+        from detkds.config import load_config
+
+        run_search(load_config(config, overrides or ()), dry_run, as_json)
+
+
+def run_search(config: RunConfig, dry_run: bool, as_json: bool) -> None:
+    """Run or plan a search and print what came out."""
+    if dry_run:
+        from detkds.cli.plan import print_plan
+        from detkds.runs.estimate import estimate
+
+        print_plan(config, estimate, as_json)
+        return
+    from detkds.cli.progress import Reporter
+    from detkds.cli.tables import print_results
+    from detkds.runs.pipeline import run
+
+    with Reporter(stderr()) as reporter:
+        finished = run(config, reporter)
+    if as_json:
+        print_json(finished.summary)
+    else:
+        print_results(stdout(), finished.summary, finished.folder)

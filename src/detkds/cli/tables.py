@@ -1,0 +1,118 @@
+"""Results as rich tables, all made from the summary that ``summary.json`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from detkds.runs.single import Single
+
+_STYLES = {"teacher": "magenta", "searched": "bold green"}
+
+
+def comparison_table(summary: Mapping[str, Any]) -> Table:
+    """One row per trained detector: AP over seeds, and the paired difference to the plain student."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"AP on the test images, seeds {_list(summary['seeds'])}", title_style="")
+    table.add_column("student", no_wrap=True)
+    table.add_column("kind")
+    for title in ("AP", "AP50", "AP75", "to plain [95%]", "AP by seed"):
+        table.add_column(title, justify="right", no_wrap=title != "AP by seed")
+    for row in summary["rows"]:
+        single = len(row["ap"]) < 2
+        mean = (
+            "failed" if row["mean"] is None else points(row["mean"]) + ("" if single else f" ± {points(row['spread'])}")
+        )
+        metrics = (points(row["metrics"].get(name)) for name in ("ap50", "ap75"))
+        seeds = " ".join(points(value) for value in row["ap"].values())
+        cells = (row["name"], row["kind"], mean, *metrics, difference(row["to_plain"]), seeds)
+        table.add_row(*map(escape, cells), style=_STYLES.get(row["kind"], ""))
+    return table
+
+
+def difference(data: Mapping[str, float | None] | None) -> str:
+    """A paired difference with its interval.
+
+    >>> difference({"mean": 1.25, "low": -0.5, "high": 3.0}), difference({"mean": 1.0, "low": None, "high": None})
+    ('+1.2 [-0.5, +3.0]', '+1.0 [one seed]')
+    """
+    if data is None:
+        return "-"
+    if data["low"] is None or data["high"] is None:
+        return f"{data['mean']:+.1f} [one seed]"
+    return f"{data['mean']:+.1f} [{data['low']:+.1f}, {data['high']:+.1f}]"
+
+
+def points(value: float | None) -> str:
+    """A metric in points; a dash where it is undefined."""
+    return "-" if value is None or value != value else f"{value:.1f}"
+
+
+def policy_table(policy: Mapping[str, Any], title: str = "") -> Table:
+    """The terms of a policy in plain data."""
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_style="", title_justify="left")
+    for name in ("knowledge", "transforms", "distance"):
+        table.add_column(name)
+    table.add_column("weight", justify="right")
+    for term in policy["terms"]:
+        weight = f"{term['weight']:.4g}" + (" x task gradient" if term.get("weighting") == "gradient" else "")
+        cells = (term["knowledge"], " > ".join(term.get("transforms", ())) or "-", term["distance"], weight)
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def metrics_table(metrics: Mapping[str, Any], title: str) -> RenderableType:
+    """COCO metrics given as fractions, and AP of each class."""
+    table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_style="", title_justify="left")
+    names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"}
+    for name in names.values():
+        table.add_column(name, justify="right")
+    table.add_row(*(_per_cent(metrics.get(name)) for name in names))
+    classes = [f"{escape(name)} [bold]{_per_cent(value)}[/bold]" for name, value in metrics["per_class"].items()]
+    return Group(table, Text("AP of each class"), Columns(classes, padding=(0, 3)))
+
+
+def print_results(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
+    """The end of a search: table, verdict, found policy, and where everything lies."""
+    console.print(comparison_table(summary))
+    console.print(Panel(Text(summary["verdict"]), title="verdict", border_style="green", expand=False))
+    console.print(policy_table(summary["policy"], "the found policy, weights as trained"))
+    console.print(_files(folder))
+
+
+def print_single(console: Console, done: Single, which: str) -> None:
+    """The end of one training."""
+    console.print(metrics_table(done.metrics, f"{which} on the test images"))
+    for path, text in ((done.weights, "its weights"), (done.steps, "the losses of its steps")):
+        if path.exists():
+            console.print(f"[bold]{escape(str(path))}[/bold]  {text}", soft_wrap=True)
+
+
+def _files(folder: Path) -> RenderableType:
+    found = {
+        "student.safetensors": "the student trained with the found policy",
+        "policy.yaml": "the found policy, for detkds distill",
+        "summary.json": "every number above",
+        "report.html": "the report, one file to open or send",
+    }
+    lines = [
+        f"[bold]{escape(str(folder / name))}[/bold]  {text}" for name, text in found.items() if (folder / name).exists()
+    ]
+    return Group(*(Text.from_markup(line) for line in lines))
+
+
+def _per_cent(value: float | None) -> str:
+    return points(None if value is None else 100 * value)
+
+
+def _list(values: Any) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,166 @@
+"""What a run will cost, from a few real steps on real batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+
+from detkds.config import TrainConfig
+from detkds.data.coco import CocoDataset
+from detkds.data.loader import evaluation_batches
+from detkds.detectors.base import Detector
+from detkds.evaluation.predict import evaluating
+from detkds.policy import Policy, Term
+from detkds.runs.plan import Plan, absolute
+from detkds.runs.preview import combination_budget
+from detkds.search.space import points
+from detkds.structures import Batch
+from detkds.training.loop import ask
+from detkds.training.member import Member
+from detkds.training.population import Setting
+
+_BATCHES = 3
+"""Batches that are timed; the first one warms up and is left out."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of each part of a training step, and of evaluating one image with the student or the teacher."""
+
+    data: float
+    student_step: float
+    distillation: float
+    teacher_forward: float
+    teacher_step: float
+    student_predict: float
+    teacher_predict: float
+
+
+def measure_speed(plan: Plan) -> Speed:
+    """Time a few steps; nothing of the run is changed or written."""
+    setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
+    began = time.perf_counter()
+    batches = [batch.to(plan.device) for batch in islice(setting.batches(plan.config.seed)(0), _BATCHES)]
+    data = (time.perf_counter() - began) / len(batches)
+    student = plan.build_student(plan.config.seed, True)
+    every_kind = [term for space in plan.spaces.values() for term in space.policy(next(points(space)))]
+    plain = _member(setting, student, Policy())
+    distilled = _member(setting, plan.build_student(plan.config.seed, True), absolute(Policy(_light(every_kind))))
+    answers = {id(batch): ask(plan.teacher, batch) for batch in batches}
+    step = _timed(lambda batch: plain.train_step(batch, None), batches, plan.device)
+    full = _timed(lambda batch: distilled.train_step(batch, answers[id(batch)]), batches, plan.device)
+    forward = _timed(lambda batch: ask(plan.teacher, batch), batches, plan.device)
+    teacher_step = 0.0
+    if not plan.teacher_ready:
+        twin = _scratch_teacher(plan)
+        teacher_step = _timed(lambda batch: twin.train_step(batch, None), batches, plan.device)
+    return Speed(
+        data=data,
+        student_step=step,
+        distillation=max(0.0, full - step) / max(1, len(every_kind)),
+        teacher_forward=forward,
+        teacher_step=teacher_step,
+        student_predict=_predict(student, setting),
+        teacher_predict=_predict(plan.teacher, setting),
+    )
+
+
+def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
+    """Minutes of each stage, from scratch, and ``total``. Untrained detectors predict slowly or fast: a rough guide."""
+    speed = speed or measure_speed(plan)
+    config, kinds = plan.config, len(plan.spaces)
+    train = config.teacher.train
+    teacher = len(plan.test_data) * speed.teacher_predict
+    if not plan.teacher_ready and train is not None:
+        teacher += _steps(plan, train, plan.train_data) * (speed.data + speed.teacher_step)
+    proxy = _steps(plan, plan.proxy_config, plan.proxy_data)
+    check = len(plan.validation_data) * speed.student_predict
+    singles, combination = plan.settings.single_budget * kinds, combination_budget(plan)
+    shared = speed.data + speed.teacher_forward
+    population = max(1, min(config.proxy.population, kinds))
+    search = (
+        singles * (proxy * (speed.student_step + speed.distillation) + check) + singles / population * proxy * shared
+    )
+    search += combination * (proxy * (speed.student_step + kinds * speed.distillation + shared) + check)
+    steps = _steps(plan, config.train, plan.train_data)
+    plain = 1 + config.inherit
+    terms = sum(map(len, plan.policies.values())) + plan.settings.finalists * kinds
+    entries = plain + len(plan.policies) + plan.settings.finalists
+    one_seed = steps * (entries * speed.student_step + terms * speed.distillation)
+    one_seed += -(-entries // config.proxy.population) * steps * shared
+    comparison = len(config.final.seeds) * (one_seed + entries * len(plan.test_data) * speed.student_predict)
+    stages = {"teacher": teacher / 60, "search": search / 60, "comparison": comparison / 60}
+    return {**stages, "total": sum(stages.values())}
+
+
+def estimate_training(plan: Plan, which: str, policy: Policy | None = None) -> dict[str, float]:
+    """Minutes of one training (``train`` and ``distill``), and ``total``."""
+    speed = measure_speed(plan)
+    stages: dict[str, float] = {}
+    train = plan.config.teacher.train
+    if which == "teacher" or policy is not None:
+        steps = _steps(plan, train, plan.train_data) if train is not None and not plan.teacher_ready else 0
+        stages["teacher"] = steps * (speed.data + speed.teacher_step) + len(plan.test_data) * speed.teacher_predict
+    if which == "student":
+        steps = _steps(plan, plan.config.train, plan.train_data)
+        distilling = speed.teacher_forward + len(policy) * speed.distillation if policy else 0.0
+        stages["student"] = steps * (speed.data + speed.student_step + distilling)
+        stages["student"] += len(plan.test_data) * speed.student_predict
+    stages = {name: seconds / 60 for name, seconds in stages.items()}
+    return {**stages, "total": sum(stages.values())}
+
+
+def _steps(plan: Plan, config: TrainConfig, data: CocoDataset) -> int:
+    return plan.setting(data, plan.test_data, config).steps(epochs=config.epochs)
+
+
+def _member(setting: Setting, student: Detector, policy: Policy) -> Member:
+    return Member("estimate", student, policy, setting.teacher, setting.config, 1000, seed=0, device=setting.device)
+
+
+def _scratch_teacher(plan: Plan) -> Member:
+    assert plan.config.teacher.train is not None
+    twin = deepcopy(plan.teacher).requires_grad_(True)
+    setting = plan.setting(plan.train_data, plan.test_data, plan.config.teacher.train)
+    return _member(setting, twin, Policy())
+
+
+def _light(terms: Sequence[Term]) -> list[Term]:
+    """The terms at a weight that cannot make a step fail."""
+    return [replace(term, weight=1e-3) for term in terms]
+
+
+def _timed(step: Callable[[Batch], object], batches: Sequence[Batch], device: torch.device) -> float:
+    """Seconds of one call, the first left out where there are more."""
+    seconds = []
+    for batch in batches:
+        _wait(device)
+        began = time.perf_counter()
+        step(batch)
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    kept = seconds[1:] or seconds
+    return sum(kept) / len(kept)
+
+
+def _predict(detector: Detector, setting: Setting) -> float:
+    """Seconds to read and evaluate one image."""
+    batches = evaluation_batches(setting.test_data, size=setting.size, batch_size=setting.config.batch_size)
+    with evaluating(detector), torch.inference_mode():
+        began = time.perf_counter()
+        images = 0
+        for batch in islice(batches, 2):
+            detector.predict(batch.to(setting.device))
+            images += len(batch.images)
+        _wait(setting.device)
+    return (time.perf_counter() - began) / max(1, images)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

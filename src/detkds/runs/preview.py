@@ -1,0 +1,113 @@
+"""What a run is going to do, as plain data, before it does anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from detkds.detectors.base import Detector
+from detkds.runs.comparison import contenders
+from detkds.runs.plan import Plan, describe_data
+from detkds.search.combination import CombinationSpace
+from detkds.search.space import Space, points
+
+
+def preview(plan: Plan) -> dict[str, Any]:
+    """Data, pair, spaces, budgets and the policies to be compared."""
+    config, settings = plan.config, plan.settings
+    student = plan.build_student(config.seed, False)
+    singles = settings.single_budget * len(plan.spaces)
+    searched = "searched" if settings.finalists == 1 else f"searched (best {settings.finalists})"
+    compared = [entry.name for entry in contenders(plan, [])]
+    return {
+        "name": config.name,
+        "folder": str(config.folder),
+        "device": str(plan.device),
+        "data": {
+            "train": describe_data(plan.train_data),
+            "test": describe_data(plan.test_data),
+            "proxy": describe_data(plan.proxy_data),
+            "validation": describe_data(plan.validation_data),
+            "size": config.data.size,
+        },
+        "pair": {
+            "teacher": {
+                "detector": config.teacher.detector,
+                "backbone": config.teacher.backbone,
+                "parameters": _parameters(plan.teacher),
+                "weights": config.teacher.weights or f"trained first, {plan.teacher_epochs} epochs",
+            },
+            "student": {
+                "detector": config.student.detector,
+                "backbone": config.student.backbone,
+                "parameters": _parameters(student),
+                "inherited_tensors": len(plan.inherited),
+            },
+            "levels": levels(student, plan.teacher),
+        },
+        "knowledge": {
+            "offered": {
+                kind: {"policies": space.size, "distinct": space.count_canonical()}
+                for kind, space in plan.spaces.items()
+            },
+            "refused": dict(plan.refused),
+        },
+        "search": {
+            "sampler": settings.sampler,
+            "weighting": config.search.weighting,
+            "trainings": {
+                "single": singles,
+                "combination": combination_budget(plan),
+                "total": singles + combination_budget(plan),
+            },
+            "combinations": combinations(plan.spaces),
+        },
+        "comparison": {
+            "policies": [*compared, searched],
+            "seeds": list(config.final.seeds),
+            "trainings": (len(compared) + settings.finalists) * len(config.final.seeds),
+        },
+    }
+
+
+def levels(student: Detector, teacher: Detector) -> list[dict[str, Any]]:
+    """The pyramid levels of the student, the teacher's level of equal stride, and whether an adapter joins them."""
+    by_stride = {spec.stride: (name, spec) for name, spec in teacher.info.features.items()}
+    rows = []
+    for name, spec in student.info.features.items():
+        theirs, their_spec = by_stride.get(spec.stride, (None, None))
+        rows.append(
+            {
+                "level": name,
+                "stride": spec.stride,
+                "channels": spec.channels,
+                "teacher_level": theirs,
+                "teacher_channels": their_spec.channels if their_spec else None,
+                "adapter": their_spec is not None and their_spec.channels != spec.channels,
+            }
+        )
+    return rows
+
+
+def combination_budget(plan: Plan) -> int:
+    """Candidate trainings of the second stage; none where there is only one kind of knowledge."""
+    return plan.settings.combination_budget if len(plan.spaces) > 1 else 0
+
+
+def combinations(spaces: Mapping[str, Space]) -> int:
+    """Weight vectors over one term of each kind: the size of the second stage's space, 0 where there is none."""
+    if len(spaces) < 2:
+        return 0
+    terms = {name: space.term(next(points(space))) for name, space in spaces.items()}
+    weights = sorted({float(weight) for space in spaces.values() for weight in space.genes["weight"]})
+    return CombinationSpace(terms, weights).size
+
+
+def all_policies(spaces: Mapping[str, Space]) -> int:
+    """Distinct policies of at most one term of every kind: what divide and conquer need not walk through."""
+    return math.prod(space.count_canonical() + 1 for space in spaces.values()) - 1
+
+
+def _parameters(detector: Detector) -> int:
+    return sum(parameter.numel() for parameter in detector.parameters())

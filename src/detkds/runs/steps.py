@@ -1,0 +1,48 @@
+"""The losses of a training, step by step, as JSON lines: so that distillation is seen to happen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from detkds.runs.folder import read_lines, write_text
+from detkds.training.member import Member
+
+
+class StepLog:
+    """Writes every ``every``-th step (and the first): step, learning rate and each loss by name.
+
+    A resumed training overwrites the lines of steps that it repeats.
+    """
+
+    def __init__(self, path: Path, *, steps_per_epoch: int, every: int = 10) -> None:
+        self.path = path
+        self.every = every
+        self.steps_per_epoch = steps_per_epoch
+        self._began = False
+
+    def __call__(self, member: Member, losses: dict[str, Tensor]) -> None:
+        """Take the losses of a member's step."""
+        step = member.steps
+        if not self._began:
+            self._begin(step)
+        if step % self.every and step != 1:
+            return
+        record: dict[str, Any] = {
+            "step": step,
+            "epoch": (step - 1) // self.steps_per_epoch,
+            "lr": member.optimizer.param_groups[0]["lr"],
+            "losses": {name: round(loss.item(), 6) for name, loss in losses.items()},
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _begin(self, step: int) -> None:
+        """Keep the lines before ``step``, the first one of this process."""
+        self._began = True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_lines(self.path) if record["step"] < step]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
