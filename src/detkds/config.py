@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from detkds.errors import ConfigError, Faults, unknown_name
 
@@ -170,7 +170,7 @@ class FinalConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run: data, pair, training, proxy, search and final comparison."""
+    """A whole run: data, pair, training, proxy, search and final comparison; kept in the folder ``runs/name``."""
 
     name: str
     data: DataConfig
@@ -185,6 +185,14 @@ class RunConfig(Section):
     device: str | None = None
     runs: Path = Path("runs")
     plugins: tuple[str, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _stays_inside(cls, name: str) -> str:
+        path = PurePath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError("expected the name of a folder inside runs")
+        return name
 
     @property
     def folder(self) -> Path:
@@ -263,7 +271,8 @@ def _lines(error: ValidationError, where: str) -> list[str]:
         if fault["type"] == "extra_forbidden":
             lines.append(f"{where}: {path}: {unknown_name('key', fault['loc'][-1], _known_keys(fault['loc'][:-1]))}")
         else:
-            message = fault["msg"][0].lower() + fault["msg"][1:]
+            message = fault["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
             got = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
             lines.append(f"{where}: {path}: {message}{got}")
     return lines

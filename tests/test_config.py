@@ -1,0 +1,135 @@
+"""Configurations: every fault at once, and overrides."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detkds.config import RunConfig, apply_overrides, load_config, parse_config
+from detkds.errors import ConfigError
+
+PAIR = {"detector": "retinanet", "backbone": "narrow8"}
+LEAST: dict[str, Any] = {"name": "first", "data": {"embedded": "digits"}, "teacher": PAIR, "student": PAIR}
+
+
+def faults(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(data, "run.yaml")
+    return list(caught.value.faults)
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(LEAST), **changes}
+
+
+def test_the_least_configuration_has_defaults_for_the_rest() -> None:
+    config = parse_config(LEAST)
+    assert config.folder == Path("runs/first")
+    assert config.final.seeds == (0, 1, 2)
+    assert config.search.knowledge == ("global", "fgbg", "instance", "logits", "localization")
+
+
+def test_a_resolved_configuration_reads_back_as_itself() -> None:
+    config = parse_config(changed(train={"lr": 0.5, "augmentation": {"scale": [0.5, 2.0]}}))
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_all_faults_are_listed_with_their_keys() -> None:
+    found = faults(
+        {
+            "name": "first",
+            "data": {"embedded": "digits", "sise": 96},
+            "teacher": PAIR,
+            "train": {"lr": -1, "epochs": 0, "optimizer": "sdg"},
+            "serach": {},
+        }
+    )
+    assert len(found) == 6
+    text = "\n".join(found)
+    assert "run.yaml: data.sise: unknown key 'sise'; did you mean 'size'?" in text
+    assert "run.yaml: serach: unknown key 'serach'; did you mean 'search'?" in text
+    assert "run.yaml: student: field required" in text
+    assert "run.yaml: train.lr: input should be greater than 0, got -1" in text
+    assert "run.yaml: train.optimizer: input should be 'sgd' or 'adamw', got 'sdg'" in text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["train.lr", "train.weight_decay", "train.clip_norm", "proxy.validation"])
+def test_numbers_that_are_not_finite_are_refused(key: str, value: float) -> None:
+    section, name = key.split(".")
+    assert key in faults(changed(**{section: {name: value}}))[0]
+
+
+def test_nothing_is_shared_with_the_data_that_was_parsed() -> None:
+    data = changed()
+    config = parse_config(data)
+    with pytest.raises(ValueError, match="frozen"):
+        config.name = "other"  # type: ignore[misc]
+    assert data == LEAST
+
+
+def test_overrides_are_yaml_and_reach_any_depth() -> None:
+    data = apply_overrides(LEAST, ["train.augmentation.flip=0", "final.seeds=[4, 5]", "name=second", "device=null"])
+    config = parse_config(data)
+    assert (config.train.augmentation.flip, config.final.seeds, config.name) == (0, (4, 5), "second")
+    assert LEAST["name"] == "first"
+
+
+def test_an_override_may_hold_an_equals_sign() -> None:
+    assert apply_overrides({}, ["search.storage=sqlite:///a?b=c"]) == {"search": {"storage": "sqlite:///a?b=c"}}
+
+
+def test_all_faulty_overrides_are_listed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(LEAST, ["lr", "=1", "name.first=x", "train.lr=[", "seed=1"])
+    assert len(caught.value.faults) == 4
+    assert "expected key=value, such as train.lr=0.02, got 'lr'" in caught.value.faults[0]
+    assert "'name' is a plain value" in caught.value.faults[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [", "not valid YAML"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("", "expected a mapping"),
+        ("name: !!python/object/apply:os.system [echo]", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(path)
+    assert str(path) in caught.value.faults[0]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_bytes(b"\xff\xfe\x00"), lambda path: None])
+def test_what_cannot_be_read_is_named(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "run.yaml"
+    make(path)
+    with pytest.raises(ConfigError, match=r"run\.yaml: cannot be read"):
+        load_config(path)
+
+
+def test_a_name_that_leaves_the_run_folder_is_refused() -> None:
+    for name in ("../elsewhere", "/elsewhere", "a/../../b", "", ".", ".."):
+        assert any("name" in fault for fault in faults(changed(name=name))), name
+    assert parse_config(changed(name="pairs/first")).folder == Path("runs/pairs/first")
+
+
+def test_every_section_forbids_unknown_keys() -> None:
+    def sections(model: Any) -> set[Any]:
+        found = {model}
+        for field in model.model_fields.values():
+            for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if hasattr(option, "model_fields"):
+                    found |= sections(option)
+        return found
+
+    assert len(sections(RunConfig)) >= 8
+    assert all(section.model_config["extra"] == "forbid" for section in sections(RunConfig))
