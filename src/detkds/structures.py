@@ -207,8 +207,10 @@ class Pair:
 def _weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return values.sum() / max(values.numel(), 1)
-    weight = weight.expand_as(values)
-    return (weight * values).sum() / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    repeats = values.numel() / max(weight.numel(), 1)
+    if values.ndim == weight.ndim > 1 and weight.shape[1] == 1:
+        values = values.sum(1, keepdim=True)  # a weight per position needs the sum over its channels only
+    return (weight * values).sum() / (repeats * weight.sum()).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 class Knowledge(Protocol):

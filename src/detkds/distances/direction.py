@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from detkds.distances.reduction import ROW_KINDS, row_distance
 from detkds.registry import DISTANCES
@@ -32,7 +34,7 @@ class Cosine:
     kinds: ClassVar[frozenset[Kind]] = ROW_KINDS
 
     def __call__(self, pair: Pair) -> Tensor:
-        return row_distance(pair, lambda student, teacher: _one_minus_cosine(student, teacher, 0.0, 0.0))
+        return row_distance(pair, partial(_one_minus_similarity, centred=False))
 
 
 @DISTANCES.register("pearson")
@@ -53,31 +55,43 @@ class Pearson:
     kinds: ClassVar[frozenset[Kind]] = ROW_KINDS
 
     def __call__(self, pair: Pair) -> Tensor:
-        return row_distance(pair, _one_minus_correlation)
+        return row_distance(pair, partial(_one_minus_similarity, centred=True))
 
 
-def _one_minus_correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    rounding = 8 * torch.finfo(student.dtype).eps
-    return _one_minus_cosine(
-        student - student.mean(1, keepdim=True),
-        teacher - teacher.mean(1, keepdim=True),
-        rounding * torch.linalg.vector_norm(student.detach(), dim=1, keepdim=True),
-        rounding * torch.linalg.vector_norm(teacher, dim=1, keepdim=True),
-    )
+def _one_minus_similarity(student: Tensor, teacher: Tensor, *, centred: bool) -> Tensor:
+    """One value per row; what has no direction is described above."""
+    return 1 - cast(Tensor, _Similarity.apply(student, teacher, centred))
 
 
-def _one_minus_cosine(
-    student: Tensor, teacher: Tensor, student_floor: Tensor | float, teacher_floor: Tensor | float
-) -> Tensor:
-    """One value per row; rows no longer than 1e-8 or their floor have no direction."""
-    student, student_has = _direction(student, student_floor)
-    teacher, teacher_has = _direction(teacher, teacher_floor)
-    return torch.where(student_has | teacher_has, 1 - (student * teacher).sum(1), 0.0)
+class _Similarity(torch.autograd.Function):
+    """Cosine of student and teacher rows, centred if asked, with its gradient in closed form.
+
+    With r = <s, t> / (||s|| ||t||): dr/ds = t / (||s|| ||t||) - r s / ||s||^2, which is centred where s and t are.
+    Several times faster than autograd's own, which passes over all elements for every factor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, centred: bool) -> Tensor:
+        student, from_student = _with_inverse_length(student, centred)
+        teacher, from_teacher = _with_inverse_length(teacher, centred)
+        across = from_student * from_teacher
+        similarity = (student * teacher).sum(1, keepdim=True) * across
+        ctx.save_for_backward(student, teacher, across, similarity * from_student.square())
+        # Two rows without a direction are equal.
+        return torch.where((from_student == 0) & (from_teacher == 0), 1.0, similarity).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        student, teacher, across, own = ctx.saved_tensors
+        gradient = gradient.unsqueeze(1)
+        return torch.addcmul(teacher * (gradient * across), student, gradient * own, value=-1), None, None
 
 
-def _direction(rows: Tensor, floor: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Rows scaled to length 1, and which rows have a length to scale; the others are 0 with zero gradient."""
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    has_length = (length > _EPS) & (length > floor)
-    unit = torch.where(has_length, rows / torch.where(has_length, length, 1.0), 0.0)
-    return unit, has_length.squeeze(1)
+def _with_inverse_length(rows: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """The rows, centred if asked, and one over their length; 0 where that is below 1e-8 or only rounding."""
+    mean = rows.mean(1, keepdim=True) if centred else rows.new_zeros(())
+    rows = rows - mean if centred else rows
+    length = rows.square().sum(1, keepdim=True).sqrt_()
+    rounding = 8 * torch.finfo(rows.dtype).eps * torch.hypot(length, mean * rows.shape[1] ** 0.5)
+    return rows, torch.where((length > _EPS) & (length > rounding), 1 / length, 0.0)

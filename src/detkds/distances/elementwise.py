@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class L2:
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
 
     def __call__(self, pair: Pair) -> Tensor:
-        return element_distance(pair, lambda student, teacher: (student - teacher).square())
+        return element_distance(pair, partial(F.mse_loss, reduction="none"))
 
 
 @DISTANCES.register("smooth_l1")
@@ -65,6 +66,4 @@ class SmoothL1:
         check_arguments(self)
 
     def __call__(self, pair: Pair) -> Tensor:
-        return element_distance(
-            pair, lambda student, teacher: F.smooth_l1_loss(student, teacher, reduction="none", beta=self.beta)
-        )
+        return element_distance(pair, partial(F.smooth_l1_loss, reduction="none", beta=self.beta))

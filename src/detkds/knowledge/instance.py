@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from torchvision.ops import roi_align
 
+from detkds.knowledge.crops import Crops
 from detkds.knowledge.geometry import boxes_of
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 
-_SAMPLING = {"sampling_ratio": 2, "aligned": True}
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4  # FPN (Lin et al., 2017), eq. 1
 
 
@@ -32,7 +30,7 @@ class Instance:
     Differs: the released code transforms the map first and then crops at a scale that ignores the transform.
     """
 
-    size: int = 14
+    size: int = 7
     assign: Literal["all", "fpn"] = "all"
 
     name: ClassVar[str]
@@ -54,8 +52,7 @@ class Instance:
         for level, stride in levels.items():
             ours, theirs = student.features[level], teacher.features[level]
             chosen = [b if self.assign == "all" else b[_fits(b, stride, strides)] for b in boxes]
-            chosen = [b.to(ours) for b in chosen]
-            crop = partial(roi_align, boxes=chosen, output_size=self.size, spatial_scale=1 / stride, **_SAMPLING)
+            crop = Crops(chosen, ours.shape[-2:], stride, self.size, like=ours)
             yield Pair(crop(ours), crop(theirs))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:

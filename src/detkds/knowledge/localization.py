@@ -58,6 +58,6 @@ class Localization:
 def _reader(teacher: DetectorOutput, level: str) -> Callable[[Tensor], Tensor]:
     """How to read regression numbers: as they are, or ``(R, 4, K+1)`` at the teacher's likeliest foreground class."""
     if level != REGION:
-        return lambda tensor: tensor
+        return Tensor.contiguous  # a head's rows come as a permuted view, over which all that follows would be slow
     label = teacher.logits[level][:, 1:].argmax(1) + 1
     return lambda tensor: tensor.gather(2, label[:, None, None].expand(-1, 4, 1)).squeeze(2)

@@ -34,7 +34,7 @@ class Logits:
         levels: Mapping[str, int],
     ) -> Iterator[Pair]:
         for level, stride in response_levels(student, levels).items():
-            ours, theirs = student.logits[level], teacher.logits[level]
+            ours, theirs = student.logits[level].contiguous(), teacher.logits[level].contiguous()
             yield Pair(ours, theirs, kind="logits", weight=valid_positions(student, ours, stride))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:

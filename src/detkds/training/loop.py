@@ -100,7 +100,7 @@ def ask(teacher: Detector, batch: Batch, *, responses: bool = True) -> DetectorO
     teacher.eval()
     runs_head = getattr(teacher, "responses", None)
     if runs_head is not None:
-        teacher.responses = runs_head and responses
+        teacher.responses = runs_head and responses  # type: ignore[assignment]
     try:
         with torch.no_grad():
             return teacher(batch)

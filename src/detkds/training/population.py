@@ -65,6 +65,11 @@ class Setting:
         """Decoded training images, shared by all epochs, seeds and candidates."""
         return training_store(self.train_data, size=self.size, augmentation=self.augmentation)
 
+    @cached_property
+    def test_store(self) -> ImageStore:
+        """Decoded test images, shared by all measurements."""
+        return ImageStore(self.test_data, self.size)
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass in a single process."""
@@ -218,6 +223,11 @@ def train_in_populations(
 def measure(detector: Detector, setting: Setting) -> Metrics:
     """Box AP of a detector on the setting's test images."""
     predictions = predict_dataset(
-        detector, setting.test_data, size=setting.size, batch_size=setting.config.batch_size, device=setting.device
+        detector,
+        setting.test_data,
+        size=setting.size,
+        batch_size=setting.config.batch_size,
+        device=setting.device,
+        store=setting.test_store,
     )
     return evaluate_boxes(setting.test_data, predictions)
