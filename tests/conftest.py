@@ -102,3 +102,36 @@ def generator() -> torch.Generator:
 def rng() -> np.random.Generator:
     """A numpy generator, seeded alike for every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``train.json``, ``train``, ``val.json`` and ``val``: 16 and 8 images of 64 pixels, 2 classes."""
+    from detkds.data.digits import make_digits
+
+    folder = tmp_path_factory.mktemp("tiny") / "digits"
+    make_digits(folder, train=16, val=8, size=64, num_classes=2)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
+    """The configuration of a run that takes seconds, as plain data; its run folder is below ``tmp_path``."""
+    head = {"neck_channels": 16, "head_convs": 1, "anchor_scales": [2.0], "anchor_ratios": [1.0]}
+    train = {"epochs": 1, "draws": 8, "batch_size": 4, "optimizer": "adamw", "lr": 0.002, "warmup_steps": 1}
+    return {
+        "name": "tiny",
+        "data": {
+            "train": {"annotations": str(tiny_data / "train.json"), "images": str(tiny_data / "train")},
+            "test": {"annotations": str(tiny_data / "val.json"), "images": str(tiny_data / "val")},
+            "size": 64,
+        },
+        "teacher": {"detector": "retinanet", "backbone": "narrow8", "options": head, "train": train},
+        "student": {"detector": "retinanet", "backbone": "narrow4", "options": head},
+        "train": train,
+        "proxy": {"validation": 0.5, "draws": 4, "population": 10, "calibration_batches": 1},
+        "search": {"single_budget": 1, "combination_budget": 1, "population": 2},
+        "final": {"seeds": [0, 1], "policies": ["pkd"]},
+        "runs": str(tmp_path / "runs"),
+        "device": "cpu",
+    }
