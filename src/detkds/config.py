@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
@@ -134,7 +135,7 @@ class SearchConfig(Section):
         space: ``default``, ``paper``, or the path of a space file.
         weighting: what weights mean in the space: absolute (the paper), or ratios to the task's gradient.
         knowledge: the kinds to search; kinds the pair cannot offer are left out with a reason.
-        sampler: a registered sampler for the single-knowledge stage.
+        sampler: a registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``.
         single_budget: candidate trainings per kind of knowledge; combination_budget: for the combination stage.
         parents: the k of Algorithm 1; newcomer: when a random newcomer is evaluated beside the mutant.
         warm_start: policies whose terms join the initial populations, each with the weight nearest to its own.
@@ -200,6 +201,14 @@ class RunConfig(Section):
         return self.runs / self.name
 
 
+class SchemaError(ConfigError):
+    """Faults found by the schema; ``sound`` is the rest, with defaults in their place, where that is possible."""
+
+    def __init__(self, faults: Iterable[str], sound: RunConfig | None) -> None:
+        super().__init__(faults)
+        self.sound = sound
+
+
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a configuration file and apply ``key.sub=value`` overrides, whose values are YAML.
 
@@ -229,7 +238,7 @@ def parse_config(data: Mapping[str, Any], where: str = "configuration") -> RunCo
     try:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError(_lines(error, where)) from None
+        raise SchemaError(_lines(error, where), _without_faults(data, error)) from None
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -276,6 +285,20 @@ def _lines(error: ValidationError, where: str) -> list[str]:
             got = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
             lines.append(f"{where}: {path}: {message}{got}")
     return lines
+
+
+def _without_faults(data: Mapping[str, Any], error: ValidationError) -> RunConfig | None:
+    rest = copy.deepcopy(dict(data))
+    for fault in error.errors():
+        node: Any = rest
+        for part in fault["loc"][:-1]:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(fault["loc"][-1], None)
+    try:
+        return RunConfig.model_validate(rest)
+    except ValidationError:
+        return None
 
 
 def _known_keys(path: Iterable[Any]) -> list[str]:

@@ -20,7 +20,7 @@ from detkds.search.space import Space
 from detkds.search.study import SearchStudy
 
 SETTINGS = SearchSettings(population=4, initial_chunk=3)
-SAMPLER_NAMES = ["evolution", "random", "tpe", "weights"]
+SAMPLER_NAMES = ["evolution", "kdzero", "mcts", "nsga2", "random", "tpe", "weights"]
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from detkds.config import DetectorConfig, RunConfig, TrainConfig
+from detkds.config import DetectorConfig, RunConfig, SchemaError, TrainConfig, load_config
 from detkds.data.augment import Augmentation
 from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.digits import NAMES, make_digits
@@ -19,9 +21,10 @@ from detkds.detectors import build_detector
 from detkds.detectors.base import Detector
 from detkds.detectors.weights import load_weights
 from detkds.distiller import check_pair
-from detkds.errors import ConfigError, Faults, UserError, unknown_name
+from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, load_policy
-from detkds.registry import KNOWLEDGE, SAMPLERS
+from detkds.registry import KNOWLEDGE
+from detkds.search.divide_and_conquer import check_sampler
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Space, load_spaces
 from detkds.training.member import seeded
@@ -89,6 +92,25 @@ class Plan:
         """The training configuration of the proxy."""
         proxy = self.config.proxy
         return self.config.train.model_copy(update={"epochs": proxy.epochs, "draws": proxy.draws})
+
+
+def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a configuration; where the schema finds faults, look for those in the rest of it too.
+
+    Raises:
+        ConfigError: every fault, each with the path of its key.
+    """
+    try:
+        return load_config(path, overrides)
+    except SchemaError as error:
+        if error.sound is None:
+            raise
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                make_plan(error.sound.model_copy(update={"runs": Path(scratch)}))
+            except UserError as more:
+                raise ConfigError([*error.faults, *more.faults]) from None
+        raise
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -226,10 +248,9 @@ def split_data(config: RunConfig, train: CocoDataset) -> tuple[CocoDataset, Coco
 
 
 def search_settings(config: RunConfig) -> SearchSettings:
-    """The search's settings, with the sampler's name checked."""
+    """The search's settings, with the sampler and its arguments checked."""
     search = config.search
-    if search.sampler not in SAMPLERS:
-        raise ConfigError(unknown_name("sampler", search.sampler, SAMPLERS))
+    check_sampler(search.sampler)
     return SearchSettings(
         sampler=search.sampler,
         population=search.population,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from optuna.storages import BaseStorage, InMemoryStorage
 
-from detkds.errors import ConfigError, Faults, UserError
+from detkds.errors import ConfigError, Faults, UserError, unknown_name
 from detkds.policy import Policy, Term
-from detkds.registry import SAMPLERS
+from detkds.registry import SAMPLERS, parse_expression
 from detkds.search.combination import CombinationSpace
 from detkds.search.journal import open_storage, sole_search
 from detkds.search.result import Evaluator, Record, SearchError, rank
@@ -157,10 +158,44 @@ def run_side_by_side(studies: Sequence[SearchStudy], evaluator: Evaluator, tell:
 
 
 def make_sampler(
-    name: str, space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()
+    expression: str, space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()
 ) -> SearchSampler:
-    """Build a registered sampler."""
-    return SAMPLERS[name](space, seed, settings, initial)
+    """Build a registered sampler from an expression such as ``evolution`` or ``mcts(c=1.41, amaf=false)``.
+
+    Raises:
+        ConfigError: listing every fault of the expression.
+    """
+    name, arguments = _parse_sampler(expression)
+    return SAMPLERS[name](space, seed, settings, initial, **arguments)
+
+
+def check_sampler(expression: str) -> None:
+    """Build the sampler once, over a space of one policy, so that its faults are found before anything runs.
+
+    Raises:
+        ConfigError: listing every fault of the expression.
+    """
+    make_sampler(expression, CombinationSpace({"logits": Term("logits", [], "l1")}, [1.0]), 0, SearchSettings())
+
+
+def _parse_sampler(expression: str) -> tuple[str, dict[str, Any]]:
+    faults = Faults(f"sampler {expression!r}")
+    try:
+        name, positional, arguments = parse_expression(expression)
+    except UserError as error:
+        raise ConfigError(f"sampler: {error}") from None
+    if name not in SAMPLERS:
+        raise ConfigError(unknown_name("sampler", name, SAMPLERS))
+    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
+    known = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    if positional:
+        got, wanted = (", ".join(map(str, names)) or "none" for names in (positional, known))
+        faults.add(f"expected arguments by name, as in 'c=0.5', got {got}; its arguments: {wanted}")
+    for argument in arguments:
+        if argument not in known:
+            faults.add(unknown_name("argument", argument, known))
+    faults.raise_as(ConfigError)
+    return name, arguments
 
 
 def study_seed(seed: int, name: str) -> int:
@@ -183,7 +218,7 @@ def _combination(
     together = space.nearest({name: term.weight for name, term in terms.items()})
     lighter = space.nearest({name: term.weight / 5 for name, term in terms.items()})
     sampler = make_sampler(
-        "weights" if settings.sampler == "evolution" else settings.sampler,
+        "weights" if _parse_sampler(settings.sampler)[0] == "evolution" else settings.sampler,
         space,
         study_seed(seed, COMBINATION),
         settings,

@@ -16,7 +16,8 @@ class SearchSettings:
     """Parameters of divide-and-conquer evolution (Algorithm 1 of the paper).
 
     Attributes:
-        sampler: a registered sampler; the combination stage uses ``weights`` where this is ``evolution``.
+        sampler: a registered sampler, with its own arguments where wanted, as in ``mcts(c=1.41, amaf=false)``; the
+            combination stage uses ``weights`` where this is ``evolution``.
         population: P, the members kept.
         sample_ratio: r, the fraction of members that parents may be chosen from in one iteration.
         parents: k, the best of that sample, one of which is mutated.

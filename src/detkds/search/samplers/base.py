@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -45,7 +45,8 @@ class Entry:
 class Proposal:
     """A choice, what it was made as, and from which trials.
 
-    Roles: ``init``, ``mutant``, ``newcomer``, ``random``; ``exhausted`` where every legal choice was already made.
+    Roles: ``init``, ``mutant``, ``newcomer``, ``random`` and others of single samplers; ``exhausted`` where every legal
+    choice was already made.
     """
 
     params: dict[str, Option]
@@ -57,7 +58,8 @@ class Proposal:
 class SearchSampler(BaseSampler):
     """Base of the samplers: the proposal for trial n is a pure function of seed, n and the trials before n.
 
-    So a search that was killed continues as if it had not been, in whichever process.
+    So a search that was killed continues as if it had not been, in whichever process. What a sampler takes besides
+    these arguments is keyword-only; a configuration gives it as in ``mcts(c=1.41, amaf=false)``.
 
     Args:
         space: what to propose from.
@@ -65,6 +67,9 @@ class SearchSampler(BaseSampler):
         settings: algorithm parameters.
         initial: choices to begin with.
     """
+
+    uses_budget: ClassVar[bool] = False
+    """Whether proposals depend on the budget, so that a longer search does not begin with the shorter one's trials."""
 
     def __init__(self, space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()) -> None:
         self.space = space

@@ -1,0 +1,139 @@
+"""Evolution with crossover in a space that shrinks as the search goes on, after KD-Zero."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from detkds.errors import ConfigError, Faults
+from detkds.policy import Policy
+from detkds.registry import SAMPLERS
+from detkds.search.combination import CombinationSpace
+from detkds.search.result import State
+from detkds.search.samplers.base import Entry, Proposal, SearchSampler
+from detkds.search.samplers.evolution import Evolution
+from detkds.search.settings import SearchSettings
+from detkds.search.space import Option, Params, SearchSpace, points
+
+SHRINKAGES = 2
+"""The space shrinks after each third of the budget but the last, which ends the search."""
+
+LEAST_EVALUATIONS = 3
+"""How often an option must have been measured before it can be dropped."""
+
+
+@dataclass(frozen=True)
+class ShrunkSpace:
+    """A space of which some options were dropped; a choice with any of them is not legal."""
+
+    whole: SearchSpace
+    genes: Mapping[str, tuple[Option, ...]]
+
+    def legal(self, params: Params) -> bool:
+        """Whether the choice is legal in the whole space and has only options that are left."""
+        return all(params[name] in options for name, options in self.genes.items()) and self.whole.legal(params)
+
+    def key(self, params: Params) -> str:
+        """As in the whole space."""
+        return self.whole.key(params)
+
+    def policy(self, params: Params) -> Policy:
+        """As in the whole space."""
+        return self.whole.policy(params)
+
+    def describe(self) -> dict[str, Any]:
+        """The whole space and the options that are left."""
+        return {"whole": self.whole.describe(), "genes": {name: list(left) for name, left in self.genes.items()}}
+
+
+@SAMPLERS.register("kdzero")
+class ShrinkingEvolution(SearchSampler):
+    """Evolution whose parents are crossed, and which drops the options that did worst after each third of the budget.
+
+    Of each gene the worst ``shrink`` of its options by mean AP are dropped, rounded down, where they were measured at
+    least three times. What is dropped depends on the trials of that third and earlier ones alone. Once the shrunk
+    space is used up the whole space is searched on. A search that is continued with another budget shrinks at other
+    trials from there on.
+
+    Source: KD-Zero (Li et al., NeurIPS 2023) describes crossover, mutation and shrinkage; its numbers and its second
+    objective, the sharpness of the loss landscape, are not public, so AP alone decides and the numbers are ours.
+
+    Args:
+        crossover: probability of crossing two parents before mutation.
+        shrink: fraction of a gene's options that is dropped at each shrinkage, at least 0 and below 1.
+
+    Raises:
+        ConfigError: listing every argument that cannot be used.
+    """
+
+    uses_budget: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        settings: SearchSettings,
+        initial: Sequence[Params] = (),
+        *,
+        crossover: float = 0.5,
+        shrink: float = 0.25,
+    ) -> None:
+        faults = Faults("kdzero")
+        for name, value, most in (("crossover", crossover, "at most"), ("shrink", shrink, "below")):
+            number = not isinstance(value, bool) and isinstance(value, int | float)
+            if not number or value < 0 or value > 1 or (value == 1 and most == "below"):
+                faults.add(f"{name}: expected a number >= 0 and {most} 1, got {value!r}")
+        faults.raise_as(ConfigError)
+        super().__init__(space, seed, settings, initial)
+        self.shrink = float(shrink)
+        self.budget = settings.combination_budget if isinstance(space, CombinationSpace) else settings.single_budget
+        self._evolution = self._evolve(space, replace(settings, crossover=float(crossover)))
+
+    def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
+        """One step of evolution in what is left of the space; the initial population is of the whole space."""
+        whole = self._evolution
+        role, _ = whole.population(history).open_slots(whole.settings)[0]
+        left = self.options_left(history)
+        if role == "init" or left == dict(self.space.genes):
+            return whole.propose(history, number, rng)
+        found = self._evolve(ShrunkSpace(self.space, left), whole.settings).propose(history, number, rng)
+        return whole.propose(history, number, rng) if found.role == "exhausted" else found
+
+    def lot(self, history: Sequence[Entry]) -> int:
+        """As many as evolution proposes."""
+        return self._evolution.lot(history)
+
+    def options_left(self, history: Sequence[Entry]) -> dict[str, tuple[Option, ...]]:
+        """The options of every gene after the shrinkages that are due."""
+        measured = [entry for entry in history if _is_measured(entry)]
+        left = dict(self.space.genes)
+        for third in range(1, SHRINKAGES + 1):
+            due = math.ceil(third * self.budget / (SHRINKAGES + 1))
+            if len(measured) < due:
+                break
+            fewer = {name: self._keep(name, options, measured[:due]) for name, options in left.items()}
+            if next(points(ShrunkSpace(self.space, fewer)), None) is not None:
+                left = fewer
+        return left
+
+    def _keep(self, name: str, options: tuple[Option, ...], measured: Sequence[Entry]) -> tuple[Option, ...]:
+        aps: defaultdict[Option, list[float]] = defaultdict(list)
+        for entry in measured:
+            if entry.state is State.COMPLETE:
+                aps[entry.params[name]].append(entry.fitness[1])
+        ranked = sorted((option for option in options if aps[option]), key=lambda option: float(np.mean(aps[option])))
+        worst = ranked[: math.floor(self.shrink * len(options) + 1e-9)]
+        return tuple(option for option in options if option not in worst or len(aps[option]) < LEAST_EVALUATIONS)
+
+    def _evolve(self, space: SearchSpace, settings: SearchSettings) -> Evolution:
+        return Evolution(space, self.seed, settings, self.initial)
+
+
+def _is_measured(entry: Entry) -> bool:
+    """Whether a training was spent on it."""
+    return entry.state in (State.COMPLETE, State.PRUNED, State.FAILED) and not entry.twin and entry.role != "seed"

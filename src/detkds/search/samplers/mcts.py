@@ -1,0 +1,188 @@
+"""Monte-Carlo tree search: one level of the tree per gene, in the order in which the operations apply."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal
+
+import numpy as np
+
+from detkds.errors import ConfigError, Faults
+from detkds.registry import SAMPLERS
+from detkds.search.result import State
+from detkds.search.samplers.base import Entry, Proposal, SearchSampler
+from detkds.search.settings import SearchSettings
+from detkds.search.space import Option, Params, SearchSpace, draw
+
+Prefix = tuple[Option, ...]
+"""A node of the tree: the options of its first levels."""
+
+REVISITS = 20
+"""Candidates in a row whose loss was made before, after which an untried one is drawn at random."""
+
+HALF_TRUST = 5
+"""Measurements below a node, for many elsewhere, at which its own mean counts as much again as that of its option."""
+
+
+@dataclass(slots=True)
+class Node:
+    """Visits, those of them that gave a reward, and the sum of these rewards, each in [0, 1]."""
+
+    visits: int = 0
+    measured: int = 0
+    total: float = 0.0
+
+    def add(self, reward: float | None) -> None:
+        """Back one visit up."""
+        self.visits += 1
+        if reward is not None:
+            self.measured += 1
+            self.total += reward
+
+    def mean(self, default: float) -> float:
+        """The mean reward; ``default`` where there is none."""
+        return self.total / self.measured if self.measured else default
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What the trials so far say of every prefix, and of every option at its level wherever it was chosen."""
+
+    nodes: defaultdict[Prefix, Node] = field(default_factory=lambda: defaultdict(Node))
+    options: defaultdict[tuple[int, Option], Node] = field(default_factory=lambda: defaultdict(Node))
+
+
+@SAMPLERS.register("mcts")
+class TreeSearch(SearchSampler):
+    """Descend by upper confidence bounds, open an unvisited child at random, complete it at random.
+
+    A child's bound is mean + c sqrt(ln N_parent / N_child). Rewards are AP, scaled to the range of what was measured;
+    a refused or pruned candidate counts as the worst. A failed or running one is a visit without a reward. With
+    ``amaf`` the mean is mixed with that of the same option on the same level in all branches, of n_A measurements to
+    n of its own: weight n_A / (n_A + n + n n_A / 5). A leaf that was measured before is proposed again as
+    ``revisit``, for the study to look up at no cost; after 20 of them in a row an untried leaf is drawn.
+
+    Source: Auto-KD (Li et al., ICCV 2023), of which neither tree nor constants are published; UCT as in Kocsis and
+    Szepesvari (2006), the mixture as in Gelly and Silver (2011). ``c=1.41, amaf=false`` is plain UCT.
+
+    Args:
+        c: weight of the exploration term, >= 0, on rewards in [0, 1].
+        amaf: whether options share what is known of them between branches.
+        order: levels in the ``forward`` order of the genes, or in ``reverse``.
+
+    Raises:
+        ConfigError: listing every argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        settings: SearchSettings,
+        initial: Sequence[Params] = (),
+        *,
+        c: float = 0.5,
+        amaf: bool = True,
+        order: Literal["forward", "reverse"] = "forward",
+    ) -> None:
+        faults = Faults("mcts")
+        if isinstance(c, bool) or not isinstance(c, int | float) or not 0 <= c < math.inf:
+            faults.add(f"c: expected a finite number >= 0, got {c!r}")
+        if not isinstance(amaf, bool):
+            faults.add(f"amaf: expected true or false, got {amaf!r}")
+        if order not in ("forward", "reverse"):
+            faults.add(f"order: expected 'forward' or 'reverse', got {order!r}")
+        faults.raise_as(ConfigError)
+        super().__init__(space, seed, settings, initial)
+        self.c = float(c)
+        self.amaf = amaf
+        self.levels = tuple(space.genes) if order == "forward" else tuple(reversed(space.genes))
+        self._possible: dict[Prefix, bool] = {}
+
+    def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
+        """The initial choices, then the leaf that one descent leads to."""
+        seen = {entry.key for entry in history}
+        for place, params in enumerate(self.initial):
+            if self.space.legal(params) and self.space.key(params) not in seen:
+                return Proposal(dict(params), "init", place)
+        if self._revisits(history) < max(1, REVISITS // self.settings.parallel):
+            params = self._params(self._descend(self.replay(history), rng))
+            if self.space.key(params) not in seen:
+                return Proposal(params, "leaf")
+            return Proposal(params, "revisit")
+        params = self.unseen(seen, rng)
+        return Proposal(draw(self.space, rng), "exhausted") if params is None else Proposal(params, "random")
+
+    def replay(self, history: Sequence[Entry]) -> Tree:
+        """Back up every trial, in the order of their numbers."""
+        known = [entry.fitness[1] for entry in history if entry.state is State.COMPLETE]
+        worst, best = (min(known), max(known)) if known else (0.0, 0.0)
+        tree = Tree()
+        for entry in history:
+            reward = None
+            if entry.state is State.COMPLETE:
+                reward = (entry.fitness[1] - worst) / (best - worst) if best > worst else 0.5
+            elif entry.state in (State.FILTERED, State.PRUNED):
+                reward = 0.0
+            leaf = tuple(entry.params[name] for name in self.levels)
+            tree.nodes[()].add(reward)
+            for level, option in enumerate(leaf):
+                tree.nodes[leaf[: level + 1]].add(reward)
+                tree.options[level, option].add(reward)
+        return tree
+
+    def _descend(self, tree: Tree, rng: np.random.Generator) -> Prefix:
+        prefix: Prefix = ()
+        while len(prefix) < len(self.levels):
+            children = self._children(prefix)
+            unvisited = [child for child in children if child not in tree.nodes]
+            if unvisited:
+                return self._roll_out(unvisited[int(rng.integers(len(unvisited)))], rng)
+            shuffled = [children[i] for i in rng.permutation(len(children))]
+            prefix = max(shuffled, key=lambda child: self.bound(tree, child))
+        return prefix
+
+    def bound(self, tree: Tree, child: Prefix) -> float:
+        """The upper confidence bound of a visited node."""
+        node, parent = tree.nodes[child], tree.nodes[child[:-1]]
+        neutral = tree.nodes[()].mean(0.5)
+        mean = node.mean(neutral)
+        if self.amaf:
+            shared = tree.options[len(child) - 1, child[-1]]
+            own, others = node.measured, shared.measured
+            weight = others / (others + own + own * others / HALF_TRUST) if others else 0.0
+            mean = (1 - weight) * mean + weight * shared.mean(neutral)
+        return mean + self.c * math.sqrt(math.log(parent.visits) / node.visits)
+
+    def _roll_out(self, prefix: Prefix, rng: np.random.Generator) -> Prefix:
+        while len(prefix) < len(self.levels):
+            children = self._children(prefix)
+            prefix = children[int(rng.integers(len(children)))]
+        return prefix
+
+    def _children(self, prefix: Prefix) -> list[Prefix]:
+        """The nodes below a prefix from which a legal leaf can be reached."""
+        options = self.space.genes[self.levels[len(prefix)]]
+        return [child for option in options if self._is_possible(child := (*prefix, option))]
+
+    def _is_possible(self, prefix: Prefix) -> bool:
+        if prefix not in self._possible:
+            rest = product(*(self.space.genes[name] for name in self.levels[len(prefix) :]))
+            self._possible[prefix] = any(self.space.legal(self._params((*prefix, *tail))) for tail in rest)
+        return self._possible[prefix]
+
+    def _params(self, leaf: Prefix) -> dict[str, Option]:
+        chosen = dict(zip(self.levels, leaf, strict=True))
+        return {name: chosen[name] for name in self.space.genes}
+
+    def _revisits(self, history: Sequence[Entry]) -> int:
+        count = 0
+        for entry in reversed(history):
+            if entry.role != "revisit":
+                break
+            count += 1
+        return count
