@@ -14,8 +14,8 @@ def demo(overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson =
         from importlib import resources
 
         from detkds.cli.search import run_search
-        from detkds.config import load_config
+        from detkds.runs.plan import load_run
 
         with resources.as_file(resources.files("detkds.runs") / "demo.yaml") as path:
-            config = load_config(path, overrides or ())
+            config = load_run(path, overrides or ())
         run_search(config, dry_run, as_json)

@@ -31,9 +31,9 @@ def distill(
 
     first = int(os.environ.get("RANK", "0")) == 0
     with answering(resumable=not dry_run, quiet=not first):
-        from detkds.config import load_config
+        from detkds.runs.plan import load_run
 
-        resolved = load_config(config, overrides or ())
+        resolved = load_run(config, overrides or ())
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training

@@ -29,10 +29,10 @@ def evaluate(
 ) -> None:
     """Measure COCO average precision of the student or the teacher with the weights of a file."""
     with answering():
-        from detkds.config import load_config
+        from detkds.runs.plan import load_run
         from detkds.runs.single import evaluate as measure
 
-        metrics = measure(load_config(config, overrides or ()), weights, which.value, split.value)
+        metrics = measure(load_run(config, overrides or ()), weights, which.value, split.value)
         if as_json:
             print_json(metrics)
             return

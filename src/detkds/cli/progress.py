@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -33,12 +32,11 @@ class Reporter:
                 SpinnerColumn(),
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TextColumn("{task.completed:.3g}/{task.total:g}"),
                 TextColumn("gone"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
-                TextColumn("[dim]{task.fields[detail]}"),
                 console=console,
                 transient=True,
             )
@@ -63,21 +61,22 @@ class Reporter:
             return
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
-        self._bar.add_task(title, total=total, detail="")
+        self._bar.add_task(title, total=total)
 
     def advance(self, units: float, note: str = "") -> None:
-        """Work was done; with 0 units, ``note`` says what is being done."""
-        self.done += units
+        """Work was done; what ``note`` says is shown, where there is room only now and then."""
+        self.done = min(self.done + units, float(self.total))
         if self._bar is not None:
-            if units and note:
-                self.console.print(f"  [dim]{escape(note)}[/dim]")
+            if note:
+                self.console.print(f"  [dim]{escape(short(note))}[/dim]")
             for task in self._bar.task_ids:
-                self._bar.update(task, completed=self.done, detail=note[:40] if not units else "")
+                self._bar.update(task, completed=self.done)
             return
         now = time.monotonic()
-        if units and (now - self._spoke >= SECONDS_BETWEEN_LINES or self.done >= self.total):
+        finished = self.done > self.total - 1e-6 and bool(note)
+        if now - self._spoke >= SECONDS_BETWEEN_LINES or finished:
             self._spoke = now
-            self._line(f"{self.title}: {self.done:g}/{self.total}{self._times(now)}" + (f"  {note}" if note else ""))
+            self._line(f"{self.title}: {self.done:.3g}/{self.total}{self._times(now)}  {short(note)}".rstrip())
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -85,12 +84,22 @@ class Reporter:
 
     def _times(self, now: float) -> str:
         gone = now - self._began
-        if self.done >= self.total:
+        if self.done > self.total - 1e-6:
             return f", {minutes(gone)} in all"
         return f", {minutes(gone)} gone, about {minutes(gone / max(self.done, 1e-9) * (self.total - self.done))} left"
 
     def _line(self, text: str) -> None:
         self.console.print(escape(text), soft_wrap=True)
+
+
+def short(note: str) -> str:
+    """A note in one line; a policy of several terms is cut after its first.
+
+    >>> short("AP 3.1  global: - | l2 x 1\\nlogits: - | l2 x 1")
+    'AP 3.1  global: - | l2 x 1 (1 more term)'
+    """
+    first, *more = note.splitlines() or [""]
+    return first if not more else f"{first} ({len(more)} more term{'s' if len(more) > 1 else ''})"
 
 
 def minutes(seconds: float) -> str:

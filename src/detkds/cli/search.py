@@ -16,9 +16,9 @@ def search(config: Config, overrides: Overrides = None, dry_run: DryRun = False,
     Everything is kept in runs/NAME: run the same command again to go on where it was stopped.
     """
     with answering(resumable=not dry_run):
-        from detkds.config import load_config
+        from detkds.runs.plan import load_run
 
-        run_search(load_config(config, overrides or ()), dry_run, as_json)
+        run_search(load_run(config, overrides or ()), dry_run, as_json)
 
 
 def run_search(config: RunConfig, dry_run: bool, as_json: bool) -> None:

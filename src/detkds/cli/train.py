@@ -33,9 +33,9 @@ def train(
     Weights, metrics and the losses of each step lie in runs/NAME/train.
     """
     with answering(resumable=not dry_run):
-        from detkds.config import load_config
+        from detkds.runs.plan import load_run
 
-        resolved = load_config(config, overrides or ())
+        resolved = load_run(config, overrides or ())
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training

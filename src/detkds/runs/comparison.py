@@ -47,6 +47,7 @@ def compare(
     folder: Path,
     entries: Sequence[Contender],
     *,
+    on_seed: Callable[[int, int], None] | None = None,
     on_result: Callable[[str, int, float | None], None] | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> list[Row]:
@@ -54,6 +55,11 @@ def compare(
 
     All contenders of a seed share initial weights, batches and augmentation. Finished trainings are kept in
     ``final.jsonl`` and not repeated; unfinished ones go on at their last epoch. Students lie in ``students/``.
+
+    Args:
+        on_seed: called with a seed and the number of trainings that it still needs.
+        on_result: called with a contender's name, the seed, and its AP, a fraction, or None where it failed.
+        on_epoch: called with the epochs that the trainings under way have done.
     """
     setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
     path = folder / "final.jsonl"
@@ -63,6 +69,8 @@ def compare(
     for seed in plan.config.final.seeds:
         done = {record["name"] for record in _matching(path, keys) if record["seed"] == seed}
         missing = [Candidate(e.name, e.policy, e.inherit) for e in entries if e.name not in done]
+        if on_seed is not None:
+            on_seed(seed, len(missing))
         for trained in train_in_populations(
             setting,
             missing,

@@ -8,35 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from detkds.config import RunConfig
 from detkds.policy import Policy
 from detkds.report import write_report
 from detkds.runs.comparison import compare, contenders, slug
 from detkds.runs.folder import append_line, open_folder, read_lines
+from detkds.runs.listening import Listener, Meter
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.summary import summarise, write_summary
 from detkds.runs.teacher import prepare_teacher
 from detkds.runs.verdict import Row
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
 from detkds.search.evaluators.population import PopulationEvaluator
-
-
-class Listener(Protocol):
-    """Is told what a run does; the command line shows it."""
-
-    def stage(self, title: str, total: int) -> None:
-        """A part of the run begins, with this many units of work."""
-        ...
-
-    def advance(self, units: float, note: str = "") -> None:
-        """Work was done."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -75,11 +60,13 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
     """Search on the proxy; the study is kept in the run folder (or in ``search.storage``) and resumed from it."""
     config = plan.config
     settings = plan.settings
+    meter = Meter(listener, plan.proxy_config.epochs, config.proxy.population)
     evaluator = PopulationEvaluator(
         plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config),
         population=config.proxy.population,
         calibration_batches=config.proxy.calibration_batches,
         seed=config.search.seed,
+        on_epoch=meter.epoch,
     )
     combination = settings.combination_budget if len(plan.spaces) > 1 else 0
     listener.stage("search", settings.single_budget * len(plan.spaces) + combination)
@@ -88,9 +75,11 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
 
     def on_event(event: Event) -> None:
         record = event.record
-        if event.kind == "trial" and record is not None:
+        if event.kind == "round":
+            meter.begin(len(event.candidates))
+        elif event.kind == "trial" and record is not None:
             value = f"AP {record.ap:.1f}" if record.ap is not None else f"{record.state}: {record.reason}"
-            listener.advance(float(record.counts), f"{record.place}  {value}  {record.policy}")
+            meter.result(record.counts, f"{record.place}  {value}  {record.policy}")
         elif event.kind == "study" and record is not None:
             listener.note(f"best of {event.study}: AP {record.ap:.1f}  {record.best_policy}")
         elif event.message:
@@ -112,10 +101,16 @@ def _comparison(plan: Plan, folder: Path, found: list[Policy], listener: Listene
     entries = contenders(plan, found)
     listener.stage("comparison", len(entries) * len(plan.config.final.seeds))
 
-    def on_result(name: str, seed: int, ap: float | None) -> None:
-        listener.advance(1, f"{name}, seed {seed}: " + (f"AP {100 * ap:.1f}" if ap is not None else "failed"))
+    meter = Meter(listener, plan.config.train.epochs, plan.config.proxy.population)
 
-    return compare(plan, folder, entries, on_result=on_result)
+    def on_result(name: str, seed: int, ap: float | None) -> None:
+        meter.result(1, f"{name}, seed {seed}: " + (f"AP {100 * ap:.1f}" if ap is not None else "failed"))
+
+    def on_seed(seed: int, missing: int) -> None:
+        listener.advance(len(entries) - missing)
+        meter.begin(missing)
+
+    return compare(plan, folder, entries, on_seed=on_seed, on_result=on_result, on_epoch=meter.epoch)
 
 
 def _ship_student(folder: Path, rows: list[Row], seed: int) -> None:

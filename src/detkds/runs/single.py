@@ -19,7 +19,8 @@ from detkds.policy import Policy, list_policies, load_policy
 from detkds.runs.comparison import absolute_policies, slug
 from detkds.runs.distributed import Processes, joined
 from detkds.runs.folder import open_folder, write_text
-from detkds.runs.pipeline import Listener, clocked
+from detkds.runs.listening import Listener
+from detkds.runs.pipeline import clocked
 from detkds.runs.plan import Plan, absolute, choose_device, load_data, make_detector, make_plan
 from detkds.runs.steps import StepLog
 from detkds.runs.teacher import prepare_teacher
