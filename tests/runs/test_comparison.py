@@ -10,7 +10,13 @@ from detkds.runs.comparison import Contender, rows, slug
 
 def stored(name: str, seed: int, ap: float | None) -> dict[str, Any]:
     metrics = None if ap is None else {"ap": ap, "ap50": 2 * ap, "ap_small": None}
-    return {"name": name, "seed": seed, "metrics": metrics, "failure": None if ap is not None else "boom", "seconds": 2.0}
+    return {
+        "name": name,
+        "seed": seed,
+        "metrics": metrics,
+        "failure": None if ap is not None else "boom",
+        "seconds": 2.0,
+    }
 
 
 ENTRIES = [
@@ -44,7 +50,12 @@ def test_rows_are_in_points_and_paired_with_the_student_they_start_from() -> Non
 
 
 def test_a_failed_training_is_a_reason_and_never_an_ap_of_zero() -> None:
-    records = [stored("plain", 0, 0.1), stored("plain, inherited", 0, 0.2), stored("pkd", 0, None), stored("pkd", 1, 0.4)]
+    records = [
+        stored("plain", 0, 0.1),
+        stored("plain, inherited", 0, 0.2),
+        stored("pkd", 0, None),
+        stored("pkd", 1, 0.4),
+    ]
     *_, pkd = rows(ENTRIES, records, (0, 1))
     assert pkd.failures == {0: "boom"}
     assert pkd.ap == {1: 40.0}

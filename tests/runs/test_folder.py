@@ -15,9 +15,9 @@ from detkds.runs.folder import append_line, flatten, open_folder, read_lines, wr
 
 def test_a_second_process_is_refused_and_the_first_lets_go(tiny_run: dict[str, Any]) -> None:
     config = parse_config(tiny_run)
-    with open_folder(config) as folder, pytest.raises(ConfigError, match="another process is running here"):
-        with open_folder(config):
-            raise AssertionError("two processes in one folder")
+    message = "another process is running here"
+    with open_folder(config) as folder, pytest.raises(ConfigError, match=message), open_folder(config):
+        raise AssertionError("two processes in one folder")
     assert folder == config.folder
     with open_folder(config):
         assert (folder / "config.yaml").exists()

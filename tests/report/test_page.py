@@ -1,0 +1,130 @@
+"""The page: whole, self-contained, and safe whatever names say."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detkds.report import write_report
+from detkds.report.page import render
+from detkds.search.result import Record
+
+EVIL = "<script>alert('$x_1$')</script>"
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects tags and attributes, and tags that are closed in another order than they were opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.crossed: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.crossed.append(tag)
+
+
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert (checker.open, checker.crossed) == ([], [])
+    return checker
+
+
+def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: list[Record], tmp_path: Path) -> None:
+    page = write_report(tmp_path / "report.html", summary, records).read_text(encoding="utf-8")
+    checked(page)
+    said = ["birds", "&#39;searched&#39; wins with 24.0 AP.", "23.0 25.0 24.0", "+13.0", "[+9.5, +16.5]", "catt", "2.5"]
+    said += ["its loss reaches …, over the limit of …", "the layouts differ", "2.0 h", "torch 2.11"]
+    for text in said:
+        assert text in page, text
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_nothing_is_loaded_from_elsewhere(summary: dict[str, Any], records: list[Record]) -> None:
+    page = render(summary, records)
+    checker = checked(page)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(checker.tags)
+    for name, value in checker.attributes:
+        if name in ("src", "href", "xlink:href", "action", "srcset"):
+            assert value is not None
+            assert value.startswith("#")
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_both_plots_are_inline_and_their_ids_do_not_collide(summary: dict[str, Any], records: list[Record]) -> None:
+    checker = checked(render(summary, records))
+    assert checker.tags.count("svg") == 2
+    ids = [value for name, value in checker.attributes if name == "id"]
+    assert len(ids) == len(set(ids)) > 4
+
+
+def test_names_reasons_and_classes_are_escaped_everywhere(summary: dict[str, Any], records: list[Record]) -> None:
+    summary["name"] = summary["verdict"] = EVIL
+    for row in summary["rows"]:
+        row["name"] = EVIL + row["name"]
+        row["failures"] = {"0": EVIL}
+    summary["policy"]["terms"][0]["knowledge"] = EVIL
+    summary["search"]["refused_knowledge"] = {EVIL: EVIL}
+    names = [row["name"] for row in summary["rows"]]
+    finals = [{"name": name, "seed": 0, "metrics": {"per_class": {EVIL: 0.5}}} for name in names]
+    wicked = [Record(**{**vars(r), "study": EVIL, "reason": EVIL}) for r in records]
+    page = render(summary, wicked, finals, folder=EVIL)
+    assert "script" not in checked(page).tags
+    assert "<script" not in page.lower()
+    assert page.count("&lt;script&gt;") > 10
+
+
+def test_a_run_in_which_nothing_was_measured_still_has_a_page(summary: dict[str, Any]) -> None:
+    for row in summary["rows"]:
+        row.update(mean=None, spread=None, ap={}, to_plain=None, metrics={})
+    summary["policy"]["terms"] = []
+    page = render(summary, [])
+    checked(page)
+    assert "failed" in page
+
+
+@pytest.mark.parametrize("difference", [None, {"mean": -2.0, "low": None, "high": None}])
+def test_differences_without_an_interval(summary: dict[str, Any], records: list[Record], difference: Any) -> None:
+    summary["rows"][2]["to_plain"] = difference
+    page = render(summary, records)
+    assert ("one seed" in page) is (difference is not None)
+
+
+def test_the_same_run_gives_the_same_page(summary: dict[str, Any], records: list[Record]) -> None:
+    assert render(summary, records) == render(summary, records)
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    summary: dict[str, Any], records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_report(tmp_path / "report.html", summary, records)
+    before = path.read_text(encoding="utf-8")
+
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report(path, {**summary, "name": "other"}, records)
+    assert path.read_text(encoding="utf-8") == before
