@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from detkds.errors import Faults, PairError
 from detkds.policy import Policy, Term
@@ -195,7 +196,8 @@ def _describe(source: Described) -> DetectorInfo:
 
 
 def _adapter(student_channels: int, teacher_channels: int, generator: torch.Generator) -> nn.Conv2d:
-    adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+    # Without its own initial values, which would be drawn from the global generator.
+    adapter = cast(nn.Conv2d, skip_init(nn.Conv2d, student_channels, teacher_channels, kernel_size=1))
     nn.init.kaiming_uniform_(adapter.weight, a=5**0.5, generator=generator)
     assert adapter.bias is not None
     nn.init.zeros_(adapter.bias)
