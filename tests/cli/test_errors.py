@@ -146,7 +146,9 @@ def test_mistakes_in_arguments(arguments: list[str], said: str, invoke: Any) -> 
     refused(invoke(*arguments), said)
 
 
-@pytest.mark.parametrize("arguments", [["serach"], ["space", "--no-such-option"], ["train", "c.yaml", "--which", "both"]])
+@pytest.mark.parametrize(
+    "arguments", [["serach"], ["space", "--no-such-option"], ["train", "c.yaml", "--which", "both"]]
+)
 def test_what_the_command_line_does_not_know(arguments: list[str], invoke: Any) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2

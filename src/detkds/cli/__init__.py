@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from detkds import __version__
 from detkds.cli import demo, distill, evaluate, pieces, policies, search, space, train
 
 __all__ = ["app", "main"]
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"detkds {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="detkds",
-    help="Find how a small object detector should learn from a large one, then train it that way.",
     epilog="Start with: detkds demo. Every command that takes a CONFIG also takes key=value overrides after it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def detkds(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Find how a small object detector should learn from a large one, then train it that way."""
+
+
 app.command("demo")(demo.demo)
 app.command("search")(search.search)
 app.command("distill")(distill.distill)
