@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -20,9 +19,6 @@ from detkds.search.space import Option, Params, SearchSpace, draw
 
 Prefix = tuple[Option, ...]
 """A node of the tree: the options of its first levels."""
-
-REVISITS = 20
-"""Candidates in a row whose loss was made before, after which an untried one is drawn at random."""
 
 HALF_TRUST = 5
 """Measurements below a node, for many elsewhere, at which its own mean counts as much again as that of its option."""
@@ -63,8 +59,8 @@ class TreeSearch(SearchSampler):
     A child's bound is mean + c sqrt(ln N_parent / N_child). Rewards are AP, scaled to the range of what was measured;
     a refused or pruned candidate counts as the worst. A failed or running one is a visit without a reward. With
     ``amaf`` the mean is mixed with that of the same option on the same level in all branches, of n_A measurements to
-    n of its own: weight n_A / (n_A + n + n n_A / 5). A leaf that was measured before is proposed again as
-    ``revisit``, for the study to look up at no cost; after 20 of them in a row an untried leaf is drawn.
+    n of its own: weight n_A / (n_A + n + n n_A / 5). A loss that was proposed before is no leaf any more, nor is a node
+    one whose leaves are all gone, so every descent ends at a new candidate.
 
     Source: Auto-KD (Li et al., ICCV 2023), of which neither tree nor constants are published; UCT as in Kocsis and
     Szepesvari (2006), the mixture as in Gelly and Silver (2011). ``c=1.41, amaf=false`` is plain UCT.
@@ -101,7 +97,6 @@ class TreeSearch(SearchSampler):
         self.c = float(c)
         self.amaf = amaf
         self.levels = tuple(space.genes) if order == "forward" else tuple(reversed(space.genes))
-        self._possible: dict[Prefix, bool] = {}
 
     def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
         """The initial choices, then the leaf that one descent leads to."""
@@ -109,13 +104,8 @@ class TreeSearch(SearchSampler):
         for place, params in enumerate(self.initial):
             if self.space.legal(params) and self.space.key(params) not in seen:
                 return Proposal(dict(params), "init", place)
-        if self._revisits(history) < max(1, REVISITS // self.settings.parallel):
-            params = self._params(self._descend(self.replay(history), rng))
-            if self.space.key(params) not in seen:
-                return Proposal(params, "leaf")
-            return Proposal(params, "revisit")
-        params = self.unseen(seen, rng)
-        return Proposal(draw(self.space, rng), "exhausted") if params is None else Proposal(params, "random")
+        leaf = self._descend(self.replay(history), seen, rng)
+        return Proposal(draw(self.space, rng), "exhausted") if leaf is None else Proposal(self._params(leaf), "leaf")
 
     def replay(self, history: Sequence[Entry]) -> Tree:
         """Back up every trial, in the order of their numbers."""
@@ -135,15 +125,18 @@ class TreeSearch(SearchSampler):
                 tree.options[level, option].add(reward)
         return tree
 
-    def _descend(self, tree: Tree, rng: np.random.Generator) -> Prefix:
+    def _descend(self, tree: Tree, seen: set[str], rng: np.random.Generator) -> Prefix | None:
         prefix: Prefix = ()
+        used_up: set[Prefix] = set()
         while len(prefix) < len(self.levels):
-            children = self._children(prefix)
+            options = self.space.genes[self.levels[len(prefix)]]
+            children = [child for option in options if self._has_new(child := (*prefix, option), seen, used_up)]
+            if not children:
+                return None
             unvisited = [child for child in children if child not in tree.nodes]
-            if unvisited:
-                return self._roll_out(unvisited[int(rng.integers(len(unvisited)))], rng)
-            shuffled = [children[i] for i in rng.permutation(len(children))]
-            prefix = max(shuffled, key=lambda child: self.bound(tree, child))
+            among = unvisited or children
+            among = [among[i] for i in rng.permutation(len(among))]
+            prefix = among[0] if unvisited else max(among, key=lambda child: self.bound(tree, child))
         return prefix
 
     def bound(self, tree: Tree, child: Prefix) -> float:
@@ -158,31 +151,20 @@ class TreeSearch(SearchSampler):
             mean = (1 - weight) * mean + weight * shared.mean(neutral)
         return mean + self.c * math.sqrt(math.log(parent.visits) / node.visits)
 
-    def _roll_out(self, prefix: Prefix, rng: np.random.Generator) -> Prefix:
-        while len(prefix) < len(self.levels):
-            children = self._children(prefix)
-            prefix = children[int(rng.integers(len(children)))]
-        return prefix
-
-    def _children(self, prefix: Prefix) -> list[Prefix]:
-        """The nodes below a prefix from which a legal leaf can be reached."""
-        options = self.space.genes[self.levels[len(prefix)]]
-        return [child for option in options if self._is_possible(child := (*prefix, option))]
-
-    def _is_possible(self, prefix: Prefix) -> bool:
-        if prefix not in self._possible:
-            rest = product(*(self.space.genes[name] for name in self.levels[len(prefix) :]))
-            self._possible[prefix] = any(self.space.legal(self._params((*prefix, *tail))) for tail in rest)
-        return self._possible[prefix]
+    def _has_new(self, prefix: Prefix, seen: set[str], used_up: set[Prefix]) -> bool:
+        """Whether a legal leaf of a loss that was not proposed yet can be reached."""
+        if prefix in used_up:
+            return False
+        if len(prefix) == len(self.levels):
+            params = self._params(prefix)
+            found = self.space.legal(params) and self.space.key(params) not in seen
+        else:
+            options = self.space.genes[self.levels[len(prefix)]]
+            found = any(self._has_new((*prefix, option), seen, used_up) for option in options)
+        if not found:
+            used_up.add(prefix)
+        return found
 
     def _params(self, leaf: Prefix) -> dict[str, Option]:
         chosen = dict(zip(self.levels, leaf, strict=True))
         return {name: chosen[name] for name in self.space.genes}
-
-    def _revisits(self, history: Sequence[Entry]) -> int:
-        count = 0
-        for entry in reversed(history):
-            if entry.role != "revisit":
-                break
-            count += 1
-        return count
