@@ -1,0 +1,56 @@
+"""Epochs of trainings side by side, told as units of one training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from detkds.runs.listening import Meter
+
+
+def test_three_trainings_of_two_epochs_side_by_side(heard: Any) -> None:
+    heard.stage("comparison", 3)
+    meter = Meter(heard, epochs=2, population=8)
+    meter.begin(3)
+    meter.epoch(1)
+    assert heard.done == [1.5]
+    meter.epoch(2)
+    for name in ("plain", "pkd", "cwd"):
+        meter.result(1, name)
+    assert heard.done == pytest.approx([3])
+    assert heard.notes == ["plain", "pkd", "cwd"]
+
+
+def test_a_group_of_two_populations_counts_the_epochs_of_both(heard: Any) -> None:
+    """3 trainings, 2 at a time, 2 epochs: 4 epochs in all, each worth 3/4 of a unit."""
+    heard.stage("comparison", 3)
+    meter = Meter(heard, epochs=2, population=2)
+    meter.begin(3)
+    for epoch in (1, 2):
+        meter.epoch(epoch)
+    assert heard.done == pytest.approx([1.5])
+    for epoch in (1, 2):
+        meter.epoch(epoch)
+    assert heard.done == pytest.approx([3])
+
+
+def test_what_was_filtered_is_taken_back(heard: Any) -> None:
+    heard.stage("search", 4)
+    meter = Meter(heard, epochs=1, population=8)
+    meter.begin(2)
+    meter.epoch(1)
+    meter.result(1, "trained")
+    meter.result(0, "filtered")
+    assert heard.done == pytest.approx([1])
+
+
+def test_a_resumed_population_begins_in_the_middle(heard: Any) -> None:
+    heard.stage("comparison", 1)
+    meter = Meter(heard, epochs=4, population=8)
+    meter.begin(1)
+    meter.epoch(3)
+    assert heard.done == pytest.approx([0.75])
+    meter.epoch(4)
+    meter.result(1, "")
+    assert heard.done == pytest.approx([1])

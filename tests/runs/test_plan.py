@@ -1,0 +1,78 @@
+"""Resolving a run: all faults, parts that do not overlap, and what the pair cannot offer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detkds.config import parse_config
+from detkds.errors import ConfigError
+from detkds.runs.plan import make_plan
+
+
+def test_parts_are_cut_from_the_training_images_and_do_not_overlap(tiny_run: dict[str, Any]) -> None:
+    plan = make_plan(parse_config(tiny_run))
+    proxy, validation = set(plan.proxy_data.image_ids), set(plan.validation_data.image_ids)
+    assert proxy.isdisjoint(validation)
+    assert proxy | validation == set(plan.train_data.image_ids)
+    assert plan.test_data.folder != plan.train_data.folder
+
+
+def test_the_students_of_one_seed_begin_alike_and_others_do_not(tiny_run: dict[str, Any]) -> None:
+    plan = make_plan(parse_config(tiny_run))
+    one, same, other = (plan.build_student(seed, False).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    inherited = plan.build_student(1, True).state_dict()
+    teacher = plan.teacher.state_dict()
+    assert plan.inherited
+    assert all(torch.equal(inherited[name], teacher[name]) for name in plan.inherited)
+
+
+def test_building_a_plan_leaves_the_global_generator_alone(tiny_run: dict[str, Any]) -> None:
+    before = torch.random.get_rng_state()
+    make_plan(parse_config(tiny_run)).build_student(3, True)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_kinds_the_pair_cannot_offer_are_left_out_with_a_reason(tiny_run: dict[str, Any]) -> None:
+    options = {**tiny_run["student"]["options"], "anchor_ratios": [1.0, 2.0]}
+    tiny_run["student"] = {**tiny_run["student"], "options": options}
+    plan = make_plan(parse_config(tiny_run))
+    assert set(plan.spaces) == {"global", "fgbg", "instance"}
+    assert set(plan.refused) == {"logits", "localization"}
+    assert "anchors differs" in plan.refused["logits"]
+
+
+def test_a_pair_that_offers_nothing_wanted_is_refused(tiny_run: dict[str, Any]) -> None:
+    options = {**tiny_run["student"]["options"], "anchor_ratios": [1.0, 2.0]}
+    tiny_run["student"] = {**tiny_run["student"], "options": options}
+    tiny_run["search"] = {**tiny_run["search"], "knowledge": ["logits", "localization"]}
+    with pytest.raises(ConfigError, match="this pair offers no logits"):
+        make_plan(parse_config(tiny_run))
+
+
+def test_a_policy_of_the_comparison_must_suit_the_pair(tiny_run: dict[str, Any]) -> None:
+    options = {**tiny_run["student"]["options"], "anchor_ratios": [1.0, 2.0]}
+    tiny_run["student"] = {**tiny_run["student"], "options": options}
+    tiny_run["final"] = {"policies": ["detkds/one-stage", "pkd"]}
+    with pytest.raises(ConfigError, match="cannot be distilled between these detectors") as caught:
+        make_plan(parse_config(tiny_run))
+    assert len(caught.value.faults) == 2
+
+
+def test_proxy_images_are_a_part_of_what_validation_leaves(tiny_run: dict[str, Any]) -> None:
+    tiny_run["proxy"] = {**tiny_run["proxy"], "images": 5}
+    plan = make_plan(parse_config(tiny_run))
+    assert len(plan.proxy_data) == 5
+    assert len(plan.validation_data) == 8
+
+
+def test_embedded_data_lies_in_the_run_folder(tiny_run: dict[str, Any], tmp_path: Path) -> None:
+    tiny_run["data"] = {"embedded": "digits", "embedded_images": [6, 3], "embedded_classes": 2, "size": 64}
+    plan = make_plan(parse_config(tiny_run))
+    assert (len(plan.train_data), len(plan.test_data), plan.train_data.class_names) == (6, 3, ("zero", "one"))
+    assert plan.train_data.folder.is_relative_to(tmp_path / "runs" / "tiny")

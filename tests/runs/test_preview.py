@@ -1,0 +1,59 @@
+"""What a run is going to do and cost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from detkds.config import parse_config
+from detkds.runs.estimate import Speed, estimate, estimate_training
+from detkds.runs.plan import make_plan
+from detkds.runs.preview import all_policies, combinations, preview
+from detkds.search.space import parse_spaces
+
+SPACE = """
+weights: {absolute: [1, 2]}
+knowledge:
+  global: {distance: [l1, l2]}
+  logits: {distance: [l1]}
+"""
+
+
+def test_combinations_are_counted() -> None:
+    """Weights 0, 1, 2 of two terms but not none: 3 x 3 - 1. Policies: (4 + 1) (2 + 1) - 1."""
+    spaces = parse_spaces(SPACE)
+    assert combinations(spaces) == 8
+    assert all_policies(spaces) == 14
+    assert combinations({"global": spaces["global"]}) == 0
+
+
+def test_a_preview_is_plain_data(tiny_run: dict[str, Any]) -> None:
+    tiny_run["final"] = {**tiny_run["final"], "top": 2}
+    data = json.loads(json.dumps(preview(make_plan(parse_config(tiny_run)))))
+    assert data["comparison"]["policies"][-1] == "searched (best 2)"
+    assert data["comparison"]["trainings"] == 10
+    assert data["pair"]["teacher"]["weights"] == "trained first, 1 epochs"
+
+
+def test_costs_add_up_as_by_hand(tiny_run: dict[str, Any]) -> None:
+    """Minutes, with all parts 60 s but teacher prediction 0 and student prediction 0.
+
+    Teacher: 2 steps of data + step = 4. Search: proxy 4 draws in 1 batch = 1 step; 5 single candidates, each step +
+    one term = 2, and data + teacher forward = 2 shared by 5; 1 combination: step + 5 terms + 2 shared = 8: 10 + 2 + 8.
+    Comparison, 1 seed: 2 steps x (4 students + (1 + 5) terms) + 2 steps x 2 shared = 24.
+    """
+    tiny_run["final"] = {"seeds": [0], "policies": ["pkd"]}
+    plan = make_plan(parse_config(tiny_run))
+    speed = Speed(60, 60, 60, 60, 60, 0, 0)
+    assert estimate(plan, speed) == pytest.approx({"teacher": 4, "search": 20, "comparison": 24, "total": 48})
+
+
+def test_one_training_is_timed(tiny_run: dict[str, Any]) -> None:
+    plan = make_plan(parse_config(tiny_run))
+    stages = estimate_training(plan, "student", plan.policies["pkd"])
+    assert set(stages) == {"teacher", "student", "total"}
+    assert stages["total"] == pytest.approx(stages["teacher"] + stages["student"])
+    assert set(estimate_training(plan, "teacher")) == {"teacher", "total"}
+    assert set(estimate_training(plan, "student")) == {"student", "total"}
