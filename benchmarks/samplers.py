@@ -222,19 +222,20 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Regret against budget, one line with its interval per sampler."""
+    """Regret against budget, one line with its intervals per sampler; drawn side by side, to be told apart."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for sampler in dict.fromkeys(row["sampler"] for row in rows):
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    for place, sampler in enumerate(samplers):
         cells = sorted((row for row in rows if row["sampler"] == sampler), key=lambda row: row["budget"])
-        budgets = [row["budget"] for row in cells]
-        (line,) = axes.plot(budgets, [row["regret"] for row in cells], marker="o", label=sampler)
-        axes.fill_between(budgets, [row["low"] for row in cells], [row["high"] for row in cells],
-                          color=line.get_color(), alpha=0.12, linewidth=0)  # fmt: skip
+        beside = [row["budget"] + 0.6 * (place - (len(samplers) - 1) / 2) for row in cells]
+        regrets, lows, highs = (np.array([row[name] for row in cells]) for name in ("regret", "low", "high"))
+        errors = np.stack([regrets - lows, highs - regrets])
+        axes.errorbar(beside, regrets, errors, marker="o", markersize=4, elinewidth=0.8, label=sampler)
     axes.set(xlabel="candidate trainings", ylabel="mean regret in AP", ylim=(0, None))
     axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)

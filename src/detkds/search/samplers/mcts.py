@@ -96,7 +96,7 @@ class TreeSearch(SearchSampler):
         super().__init__(space, seed, settings, initial)
         self.c = float(c)
         self.amaf = amaf
-        self.levels = tuple(space.genes) if order == "forward" else tuple(reversed(space.genes))
+        self.levels = tuple(space.genes) if order == "forward" else tuple(reversed(list(space.genes)))
 
     def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
         """The initial choices, then the leaf that one descent leads to."""
