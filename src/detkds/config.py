@@ -139,6 +139,8 @@ class SearchConfig(Section):
         single_budget: candidate trainings per kind of knowledge; combination_budget: for the combination stage.
         parents: the k of Algorithm 1; newcomer: when a random newcomer is evaluated beside the mutant.
         warm_start: policies whose terms join the initial populations, each with the weight nearest to its own.
+        confirm: how many of the best candidates are trained again before one is chosen: at the full budget, on the
+            proxy's images, with ``confirm_seeds`` other seeds each; 0 takes the proxy's word.
     """
 
     space: str = "default"
@@ -152,6 +154,8 @@ class SearchConfig(Section):
     parents: Count = 3
     newcomer: str = "never"
     warm_start: tuple[str, ...] = ()
+    confirm: Annotated[int, Field(ge=0)] = 4
+    confirm_seeds: Count = 2
     storage: str | None = None
     seed: int = 0
 

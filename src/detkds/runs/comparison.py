@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from detkds.policy import Policy
 from detkds.runs.folder import append_line, read_lines
 from detkds.runs.plan import Plan
 from detkds.runs.verdict import Row, mean_and_spread, paired_difference
-from detkds.training.calibrate import calibrate, probe_terms
+from detkds.runs.weights import absolute_policies
 from detkds.training.loop import OnEpoch
 from detkds.training.population import Candidate, Setting, Trained, train_in_populations
 
@@ -62,32 +60,73 @@ def compare(
         on_epoch: called with the epochs that the trainings under way have done.
     """
     setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
-    path = folder / "final.jsonl"
     policies = absolute_policies(plan, setting, [entry.policy for entry in entries])
     entries = [replace(entry, policy=policy) for entry, policy in zip(entries, policies, strict=True)]
-    keys = {entry.name: entry.policy.key for entry in entries}
-    for seed in plan.config.final.seeds:
-        done = {record["name"] for record in _matching(path, keys) if record["seed"] == seed}
-        missing = [Candidate(e.name, e.policy, e.inherit) for e in entries if e.name not in done]
-        if on_seed is not None:
-            on_seed(seed, len(missing))
-        for trained in train_in_populations(
-            setting,
-            missing,
-            seed=seed,
-            population=plan.config.proxy.population,
-            checkpoints=folder / "states",
-            on_epoch=on_epoch,
-        ):
-            for one in trained:
-                if one.failure is None:
-                    student = folder / "students" / f"{slug(one.candidate.name)}-seed{seed}.safetensors"
-                    student.parent.mkdir(exist_ok=True)
-                    save_weights(one.student, student)
-                append_line(path, _record(one, seed, keys[one.candidate.name]))
-                if on_result is not None:
-                    on_result(one.candidate.name, seed, one.metrics.ap if one.metrics else None)
-    return rows(entries, _matching(path, keys), plan.config.final.seeds)
+    ledger = Ledger(folder / "final.jsonl", states=folder / "states", students=folder / "students")
+    seeds = plan.config.final.seeds
+    size = plan.config.proxy.population
+    records = ledger.train(setting, entries, seeds, size, on_seed=on_seed, on_result=on_result, on_epoch=on_epoch)
+    return rows(entries, records, seeds)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Finished trainings as JSON lines, so that none is repeated.
+
+    Attributes:
+        path: the file.
+        states: a folder for unfinished trainings, which go on at their last epoch.
+        students: where students are saved; None keeps their numbers only.
+    """
+
+    path: Path
+    states: Path
+    students: Path | None = None
+
+    def train(
+        self,
+        setting: Setting,
+        entries: Sequence[Contender],
+        seeds: Sequence[int],
+        population: int,
+        *,
+        on_seed: Callable[[int, int], None] | None = None,
+        on_result: Callable[[str, int, float | None], None] | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train every contender, weights absolute, once per seed; the records of all. Callbacks as in ``compare``."""
+        keys = {entry.name: entry.policy.key for entry in entries}
+        for seed in seeds:
+            done = {record["name"] for record in self.records(keys) if record["seed"] == seed}
+            missing = [Candidate(e.name, e.policy, e.inherit) for e in entries if e.name not in done]
+            if on_seed is not None:
+                on_seed(seed, len(missing))
+            for trained in train_in_populations(
+                setting, missing, seed=seed, population=population, checkpoints=self.states, on_epoch=on_epoch
+            ):
+                for one in trained:
+                    self._keep(one, seed, keys[one.candidate.name])
+                    if on_result is not None:
+                        on_result(one.candidate.name, seed, one.metrics.ap if one.metrics else None)
+        return self.records(keys)
+
+    def records(self, keys: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The stored results that were made with these policies, by contender's name."""
+        return [record for record in read_lines(self.path) if keys.get(record["name"]) == record["key"]]
+
+    def _keep(self, trained: Trained, seed: int, key: str) -> None:
+        if trained.failure is None and self.students is not None:
+            self.students.mkdir(exist_ok=True)
+            save_weights(trained.student, self.students / f"{slug(trained.candidate.name)}-seed{seed}.safetensors")
+        record = {
+            "name": trained.candidate.name,
+            "seed": seed,
+            "key": key,
+            "metrics": trained.metrics.to_dict() if trained.metrics else None,
+            "failure": trained.failure,
+            "seconds": round(trained.seconds, 2),
+        }
+        append_line(self.path, record)
 
 
 def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[Row]:
@@ -132,31 +171,3 @@ def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds:
 def slug(name: str) -> str:
     """A name that can stand in a file name."""
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-")
-
-
-def absolute_policies(plan: Plan, setting: Setting, policies: Sequence[Policy]) -> list[Policy]:
-    """The policies with absolute weights, calibrated once, on the first seed's start."""
-    relative = [term for policy in policies for term in policy if term.weighting != "absolute"]
-    if not relative:
-        return list(policies)
-    seed = plan.config.final.seeds[0]
-    batches = [b.to(plan.device) for b in islice(setting.batches(seed)(0), plan.config.proxy.calibration_batches)]
-    scratch = copy.deepcopy(plan.build_student(seed, True)).to(plan.device)
-    probes = probe_terms(relative, scratch, plan.teacher, batches, seed=seed)
-    return [calibrate(policy, probes) for policy in policies]
-
-
-def _matching(path: Path, keys: dict[str, str]) -> list[dict[str, Any]]:
-    """The stored results that were made with the policies asked for now."""
-    return [record for record in read_lines(path) if keys.get(record["name"]) == record["key"]]
-
-
-def _record(trained: Trained, seed: int, key: str) -> dict[str, Any]:
-    return {
-        "name": trained.candidate.name,
-        "seed": seed,
-        "key": key,
-        "metrics": trained.metrics.to_dict() if trained.metrics else None,
-        "failure": trained.failure,
-        "seconds": round(trained.seconds, 2),
-    }

@@ -15,7 +15,16 @@ from filelock import FileLock, Timeout
 from detkds.config import RunConfig
 from detkds.errors import ConfigError
 
-_FREE_KEYS = ("runs", "device", "plugins", "final", "search.single_budget", "search.combination_budget")
+_FREE_KEYS = (
+    "runs",
+    "device",
+    "plugins",
+    "final",
+    "search.single_budget",
+    "search.combination_budget",
+    "search.confirm",
+    "search.confirm_seeds",
+)
 
 
 @contextmanager

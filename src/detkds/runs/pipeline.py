@@ -14,12 +14,14 @@ from detkds.config import RunConfig
 from detkds.policy import Policy
 from detkds.report import write_report
 from detkds.runs.comparison import compare, contenders, slug
+from detkds.runs.confirmation import Confirmed, confirm, to_confirm
 from detkds.runs.folder import append_line, open_folder, read_lines
 from detkds.runs.listening import Listener, Meter
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.summary import summarise, write_summary
 from detkds.runs.teacher import prepare_teacher
 from detkds.runs.verdict import Row
+from detkds.runs.weights import relative_policies
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
 from detkds.search.evaluators.population import PopulationEvaluator
 
@@ -36,7 +38,7 @@ class Finished:
 
 
 def run(config: RunConfig, listener: Listener) -> Finished:
-    """Search on the proxy, retrain the best at the full budget beside the plain student and the hand-designed policies.
+    """Search on the proxy, confirm the best, and compare the chosen with the plain student and hand-designed policies.
 
     Raises:
         UserError: every fault in the configuration, before anything is trained.
@@ -46,10 +48,12 @@ def run(config: RunConfig, listener: Listener) -> Finished:
         teacher = _teacher(plan, folder, listener)
         with clocked(folder, "search"):
             outcome = find_policy(plan, folder, listener)
-        found = [record.best_policy for record in outcome.finalists]
+        with clocked(folder, "confirmation"):
+            confirmed = _confirmation(plan, folder, outcome, listener)
+        found = [one.policy for one in confirmed[: config.final.top]]
         with clocked(folder, "comparison"):
             rows = _comparison(plan, folder, found, listener)
-        summary = summarise(plan, teacher, rows, outcome.records, found[0], total_seconds(folder))
+        summary = summarise(plan, teacher, rows, outcome.records, confirmed, total_seconds(folder))
         write_summary(folder, summary, outcome.records, found[0])
         write_report(folder / "report.html", summary, outcome.records, read_lines(folder / "final.jsonl"))
         _ship_student(folder, rows, config.final.seeds[0])
@@ -61,8 +65,9 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
     config = plan.config
     settings = plan.settings
     meter = Meter(listener, plan.proxy_config.epochs, config.proxy.population)
+    setting = plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
     evaluator = PopulationEvaluator(
-        plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config),
+        setting,
         population=config.proxy.population,
         calibration_batches=config.proxy.calibration_batches,
         seed=config.search.seed,
@@ -86,7 +91,10 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
             listener.note(f"{event.study}: {event.message}")
 
     store = config.search.storage or folder
-    return search(evaluator, plan.spaces, settings, store, config.search.seed, on_event, plan.warm_start)
+    begin = plan.warm_start
+    if config.search.weighting == "gradient":
+        begin = relative_policies(plan, setting, begin)
+    return search(evaluator, plan.spaces, settings, store, config.search.seed, on_event, begin)
 
 
 def _teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
@@ -97,20 +105,34 @@ def _teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
     return metrics
 
 
+def _confirmation(plan: Plan, folder: Path, outcome: SearchOutcome, listener: Listener) -> list[Confirmed]:
+    count = len(to_confirm(outcome, plan.config.search.confirm))
+    hooks = _hooks(plan, listener, "confirmation", count, plan.config.search.confirm_seeds)
+    confirmed = confirm(plan, folder, outcome, **hooks)
+    listener.note(f"chosen: {confirmed[0].record.place}  {confirmed[0].policy}")
+    return confirmed
+
+
 def _comparison(plan: Plan, folder: Path, found: list[Policy], listener: Listener) -> list[Row]:
     entries = contenders(plan, found)
-    listener.stage("comparison", len(entries) * len(plan.config.final.seeds))
+    return compare(
+        plan, folder, entries, **_hooks(plan, listener, "comparison", len(entries), len(plan.config.final.seeds))
+    )
 
+
+def _hooks(plan: Plan, listener: Listener, stage: str, entries: int, seeds: int) -> dict[str, Any]:
+    """Callbacks that tell the listener of trainings at the full budget."""
+    listener.stage(stage, entries * seeds)
     meter = Meter(listener, plan.config.train.epochs, plan.config.proxy.population)
 
     def on_result(name: str, seed: int, ap: float | None) -> None:
         meter.result(1, f"{name}, seed {seed}: " + (f"AP {100 * ap:.1f}" if ap is not None else "failed"))
 
     def on_seed(seed: int, missing: int) -> None:
-        listener.advance(len(entries) - missing)
+        listener.advance(entries - missing)
         meter.begin(missing)
 
-    return compare(plan, folder, entries, on_seed=on_seed, on_result=on_result, on_epoch=meter.epoch)
+    return {"on_seed": on_seed, "on_result": on_result, "on_epoch": meter.epoch}
 
 
 def _ship_student(folder: Path, rows: list[Row], seed: int) -> None:

@@ -16,7 +16,7 @@ from detkds.detectors.weights import load_weights, save_weights
 from detkds.distiller import check_pair
 from detkds.errors import ConfigError
 from detkds.policy import Policy, list_policies, load_policy
-from detkds.runs.comparison import absolute_policies, slug
+from detkds.runs.comparison import slug
 from detkds.runs.distributed import Processes, joined
 from detkds.runs.folder import open_folder, write_text
 from detkds.runs.listening import Listener
@@ -24,6 +24,7 @@ from detkds.runs.pipeline import clocked
 from detkds.runs.plan import Plan, absolute, choose_device, load_data, make_detector, make_plan
 from detkds.runs.steps import StepLog
 from detkds.runs.teacher import prepare_teacher
+from detkds.runs.weights import absolute_policies
 from detkds.training.population import Candidate, Setting, measure, train_candidates
 
 Which = Literal["student", "teacher"]

@@ -13,6 +13,7 @@ import torch
 
 import detkds
 from detkds.policy import Policy
+from detkds.runs.confirmation import Confirmed
 from detkds.runs.folder import write_text
 from detkds.runs.plan import Plan, describe_data
 from detkds.runs.verdict import Row, verdict
@@ -24,7 +25,7 @@ def summarise(
     teacher: Mapping[str, Any],
     rows: Sequence[Row],
     records: Sequence[Record],
-    policy: Policy,
+    confirmed: Sequence[Confirmed],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Collect everything a reader needs to judge the run; AP in points (0-100)."""
@@ -43,7 +44,8 @@ def summarise(
         "version": detkds.__version__,
         "verdict": verdict(rows),
         "rows": [row.to_dict() for row in (measured, *rows)],
-        "policy": policy.to_dict(),
+        "policy": confirmed[0].policy.to_dict(),
+        "confirmation": [one.to_dict() for one in confirmed],
         "seeds": list(plan.config.final.seeds),
         "search": {
             "weighting": plan.config.search.weighting,

@@ -1,0 +1,86 @@
+"""Between search and comparison: the best candidates again, longer and with other seeds, still without the test images.
+
+The winner of a long search on a short proxy is partly the luckiest candidate, and a short training rewards imitation
+more than a long one. So the best few are trained at the full budget on the proxy's images and measured on the
+validation images, with seeds the search did not use; the best mean is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detkds.policy import Policy
+from detkds.runs.comparison import Contender, Ledger
+from detkds.runs.plan import Plan
+from detkds.runs.verdict import mean_and_spread
+from detkds.search.divide_and_conquer import COMBINATION, SearchOutcome
+from detkds.search.result import Record, rank
+from detkds.training.loop import OnEpoch
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A candidate of the search, and its AP by seed at the full budget on the validation images."""
+
+    record: Record
+    ap: dict[int, float]
+
+    @property
+    def policy(self) -> Policy:
+        """With absolute weights."""
+        return self.record.best_policy
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; the proxy's AP where it was not trained again."""
+        return mean_and_spread(list(self.ap.values()))[0] if self.ap else self.record.ap or 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"trial": self.record.place, "policy": str(self.policy), "proxy_ap": self.record.ap, "ap": self.ap}
+
+
+def to_confirm(outcome: SearchOutcome, count: int) -> list[Record]:
+    """The ``count`` best distinct candidates, at least one of them a single term: long trainings may want less."""
+    ranked = rank(outcome.records)
+    best = ranked[:count]
+    single = next((record for record in ranked if record.study != COMBINATION and len(record.policy) == 1), None)
+    if count and single is not None and all(len(record.policy) > 1 for record in best):
+        best = [*best[: count - 1], single]
+    return best
+
+
+def confirm(
+    plan: Plan,
+    folder: Path,
+    outcome: SearchOutcome,
+    *,
+    on_seed: Callable[[int, int], None] | None = None,
+    on_result: Callable[[str, int, float | None], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> list[Confirmed]:
+    """The best candidates, best mean first; at least as many as ``final.top``. Finished trainings are not repeated.
+
+    Callbacks are those of :func:`detkds.runs.comparison.compare`.
+    """
+    search = plan.config.search
+    if search.confirm == 0:
+        return [Confirmed(record, {}) for record in outcome.finalists]
+    records = to_confirm(outcome, max(search.confirm, plan.config.final.top))
+    setting = plan.setting(plan.proxy_data, plan.validation_data, plan.config.train)
+    entries = [Contender(record.place, "searched", record.best_policy) for record in records]
+    seeds = [search.seed + 1 + index for index in range(search.confirm_seeds)]
+    ledger = Ledger(folder / "confirmation.jsonl", states=folder / "states")
+    size = plan.config.proxy.population
+    kept = ledger.train(setting, entries, seeds, size, on_seed=on_seed, on_result=on_result, on_epoch=on_epoch)
+    found: dict[str, dict[int, float]] = {entry.name: {} for entry in entries}
+    for line in kept:
+        if line["metrics"] and line["seed"] in seeds:
+            found[line["name"]][line["seed"]] = 100 * line["metrics"]["ap"]
+    confirmed = [Confirmed(record, found[record.place]) for record in records if found[record.place]]
+    if not confirmed:
+        return [Confirmed(record, {}) for record in outcome.finalists]
+    return sorted(confirmed, key=lambda one: one.mean, reverse=True)
