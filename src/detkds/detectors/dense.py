@@ -100,5 +100,8 @@ class DenseDetector(Detector):
 
 
 def head_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with the most groups, up to 32, that divide the channels (Wu and He 2018)."""
-    return nn.GroupNorm(max(groups for groups in range(1, 33) if channels % groups == 0), channels)
+    """Group normalisation with the most groups, up to 32, of two channels at least (Wu and He 2018).
+
+    A group of one channel would be a single number on a map of one cell, with nothing to normalise by.
+    """
+    return nn.GroupNorm(max((n for n in range(1, 33) if channels % n == 0 and n < channels), default=1), channels)

@@ -1,0 +1,139 @@
+"""Narrow pairs of detectors, batches and members that the training tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from detkds import Policy, Term
+from detkds.config import TrainConfig
+from detkds.detectors import Detector, build_detector
+from detkds.structures import Batch, Target
+from detkds.training.member import Member
+
+DETECTORS = ("retinanet", "fcos", "faster_rcnn")
+CPU = torch.device("cpu")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "retinanet": {"head_convs": 1},
+    "fcos": {"head_convs": 1},
+    "faster_rcnn": {
+        "representation": 16,
+        "roi_resolution": 3,
+        "rpn_samples": 16,
+        "roi_samples": 8,
+        "rpn_pre_nms": 30,
+        "rpn_post_nms": 15,
+    },
+}
+FIVE = Policy(
+    [
+        Term("global", ["mask", "norm(N)"], "l1", 0.5),
+        Term("fgbg", ["satt"], "l2"),
+        Term("instance", ["norm(C)"], "smooth_l1"),
+        Term("logits", [], "kl", 0.1),
+        Term("localization", ["sigmoid"], "ciou"),
+    ],
+    name="five",
+)
+"""Every kind of knowledge and a random transform, on any pair."""
+CONFIG = TrainConfig(epochs=2, batch_size=2, lr=0.01, warmup_steps=0)
+
+
+def make_detector(name: str = "retinanet", *, seed: int = 0, neck_channels: int = 8, **options: Any) -> Detector:
+    """A narrow detector of two classes with reproducible weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        settings = {"backbone": "narrow4", "neck_channels": neck_channels, **OPTIONS.get(name, {}), **options}
+        return build_detector(name, ["ant", "bee"], **settings)
+
+
+def make_batch(seed: int, images: int = 2, side: int = 64) -> Batch:
+    """Random images with one or two objects each."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = []
+    for image in range(images):
+        count = 1 + image % 2
+        corners = side / 2 * torch.rand(count, 2, generator=generator)
+        boxes = torch.cat([corners, corners + 8 + side / 3 * torch.rand(count, 2, generator=generator)], 1)
+        targets.append(Target(boxes=boxes, labels=torch.arange(count)))
+    pixels = torch.rand(images, 3, side, side, generator=generator)
+    return Batch(pixels, torch.tensor([[side, side]] * images), tuple(range(images)), targets)
+
+
+def make_batches(epoch: int) -> list[Batch]:
+    """Three batches of an epoch."""
+    return [make_batch(10 * epoch + index) for index in range(3)]
+
+
+def make_member(
+    policy: Policy = FIVE,
+    name: str = "one",
+    detector: str = "retinanet",
+    *,
+    config: TrainConfig = CONFIG,
+    seed: int = 0,
+) -> Member:
+    """A student with its distiller; its neck is narrower than the teacher's, so that adapters are needed."""
+    student, teacher = make_detector(detector, seed=seed), make_teacher(detector)
+    return Member(name, student, policy, teacher, config, total_steps=6, seed=seed, device=CPU)
+
+
+def make_teacher(detector: str = "retinanet") -> Detector:
+    """A teacher with a wider neck than the students' and anchors like theirs."""
+    return make_detector(detector, seed=7, neck_channels=12)
+
+
+def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal to the last bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def member() -> Callable[..., Member]:
+    """``member(policy, name, detector, config=...)``."""
+    return make_member
+
+
+@pytest.fixture
+def teacher() -> Callable[..., Detector]:
+    """``teacher(detector)``."""
+    return make_teacher
+
+
+@pytest.fixture
+def detector() -> Callable[..., Detector]:
+    """``detector(name, seed=0, neck_channels=8)``."""
+    return make_detector
+
+
+@pytest.fixture
+def batch() -> Callable[..., Batch]:
+    """``batch(seed, images=2)``."""
+    return make_batch
+
+
+@pytest.fixture
+def batches() -> Callable[[int], Sequence[Batch]]:
+    """``batches(epoch)``: three batches."""
+    return make_batches
+
+
+@pytest.fixture
+def five() -> Policy:
+    """A policy of all five kinds of knowledge."""
+    return FIVE
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    """Two epochs of plain SGD."""
+    return CONFIG
+
+
+@pytest.fixture
+def same() -> Callable[..., bool]:
+    """``same(a, b)``: whether two state dicts are equal to the last bit."""
+    return same_weights
