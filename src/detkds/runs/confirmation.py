@@ -44,13 +44,16 @@ class Confirmed:
 
 
 def to_confirm(outcome: SearchOutcome, count: int) -> list[Record]:
-    """The ``count`` best distinct candidates, at least one of them a single term: long trainings may want less."""
+    """The best distinct candidates, half of them single terms: a long training may want less than a short one.
+
+    Where there are too few of one half, the other fills up.
+    """
     ranked = rank(outcome.records)
-    best = ranked[:count]
-    single = next((record for record in ranked if record.study != COMBINATION and len(record.policy) == 1), None)
-    if count and single is not None and all(len(record.policy) > 1 for record in best):
-        best = [*best[: count - 1], single]
-    return best
+    singles = [record for record in ranked if record.study != COMBINATION][: count // 2]
+    names = {record.place for record in singles}
+    others = [record for record in ranked if record.place not in names]
+    chosen = others[: count - len(singles)] + singles
+    return sorted(chosen, key=ranked.index)
 
 
 def confirm(
