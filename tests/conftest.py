@@ -130,7 +130,7 @@ def tiny_run(tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
         "student": {"detector": "retinanet", "backbone": "narrow4", "options": head},
         "train": train,
         "proxy": {"validation": 0.5, "draws": 4, "population": 10, "calibration_batches": 1},
-        "search": {"single_budget": 1, "combination_budget": 1, "population": 2},
+        "search": {"single_budget": 1, "combination_budget": 1, "population": 2, "confirm": 1, "confirm_seeds": 1},
         "final": {"seeds": [0, 1], "policies": ["pkd"]},
         "runs": str(tmp_path / "runs"),
         "device": "cpu",

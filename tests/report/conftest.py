@@ -74,6 +74,10 @@ def summary() -> dict[str, Any]:
         "policy": {
             "terms": [{"knowledge": "global", "transforms": ["catt", "norm(N)"], "distance": "l1", "weight": 2.5}]
         },
+        "confirmation": [
+            {"trial": "combination/0", "policy": "global: - | l2 x 2", "proxy_ap": 13.0, "ap": {"1": 15.5, "2": 16.5}},
+            {"trial": "global/1", "policy": "global: - | l1 x 1", "proxy_ap": 14.0, "ap": {"1": 12.0}},
+        ],
         "seeds": [0, 1, 2],
         "search": {
             "weighting": "gradient",

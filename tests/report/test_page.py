@@ -54,7 +54,7 @@ def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: 
     page = write_report(tmp_path / "report.html", summary, records).read_text(encoding="utf-8")
     checked(page)
     said = ["birds", "&#39;searched&#39; wins with 24.0 AP.", "23.0 25.0 24.0", "+13.0", "[+9.5, +16.5]", "catt", "2.5"]
-    said += ["its loss reaches …, over the limit of …", "the layouts differ", "2.0 h", "torch 2.11"]
+    said += ["its loss reaches …, over the limit of …", "the layouts differ", "2.0 h", "torch 2.11", "15.5 16.5"]
     for text in said:
         assert text in page, text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -86,6 +86,7 @@ def test_names_reasons_and_classes_are_escaped_everywhere(summary: dict[str, Any
         row["failures"] = {"0": EVIL}
     summary["policy"]["terms"][0]["knowledge"] = EVIL
     summary["search"]["refused_knowledge"] = {EVIL: EVIL}
+    summary["confirmation"] = [{"trial": EVIL, "policy": f"{EVIL}\n{EVIL}", "proxy_ap": None, "ap": {"1": 2.0}}]
     names = [row["name"] for row in summary["rows"]]
     finals = [{"name": name, "seed": 0, "metrics": {"per_class": {EVIL: 0.5}}} for name in names]
     wicked = [Record(**{**vars(r), "study": EVIL, "reason": EVIL}) for r in records]
@@ -98,7 +99,7 @@ def test_names_reasons_and_classes_are_escaped_everywhere(summary: dict[str, Any
 def test_a_run_in_which_nothing_was_measured_still_has_a_page(summary: dict[str, Any]) -> None:
     for row in summary["rows"]:
         row.update(mean=None, spread=None, ap={}, to_plain=None, metrics={})
-    summary["policy"]["terms"] = []
+    summary["policy"]["terms"] = summary["confirmation"] = []
     page = render(summary, [])
     checked(page)
     assert "failed" in page

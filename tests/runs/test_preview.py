@@ -38,16 +38,18 @@ def test_a_preview_is_plain_data(tiny_run: dict[str, Any]) -> None:
 
 
 def test_costs_add_up_as_by_hand(tiny_run: dict[str, Any]) -> None:
-    """Minutes, with all parts 60 s but teacher prediction 0 and student prediction 0.
+    """Minutes, with all parts 60 s but predictions 0.
 
     Teacher: 2 steps of data + step = 4. Search: proxy 4 draws in 1 batch = 1 step; 5 single candidates, each step +
     one term = 2, and data + teacher forward = 2 shared by 5; 1 combination: step + 5 terms + 2 shared = 8: 10 + 2 + 8.
+    Confirmation: 1 candidate, 1 seed, 2 steps of step + 5 terms = 12, and 2 steps x 2 shared = 4.
     Comparison, 1 seed: 2 steps x (4 students + (1 + 5) terms) + 2 steps x 2 shared = 24.
     """
     tiny_run["final"] = {"seeds": [0], "policies": ["pkd"]}
     plan = make_plan(parse_config(tiny_run))
     speed = Speed(60, 60, 60, 60, 60, 0, 0)
-    assert estimate(plan, speed) == pytest.approx({"teacher": 4, "search": 20, "comparison": 24, "total": 48})
+    expected = {"teacher": 4, "search": 20, "confirmation": 16, "comparison": 24, "total": 64}
+    assert estimate(plan, speed) == pytest.approx(expected)
 
 
 def test_one_training_is_timed(tiny_run: dict[str, Any]) -> None:

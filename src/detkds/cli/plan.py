@@ -59,6 +59,7 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
         f"{trainings['total']} candidate trainings ({trainings['single']} single, {trainings['combination']} of "
         f"{search['combinations']:,} combinations), sampler {search['sampler']}, {search['weighting']} weights",
     )
+    facts.add_row("confirmation", f"{search['confirmations']} trainings of the best candidates at the full budget")
     console.print(facts)
     console.print(_levels(pair["levels"]))
     console.print(_knowledge(data["knowledge"]))

@@ -17,7 +17,7 @@ from detkds.detectors.base import Detector
 from detkds.evaluation.predict import evaluating
 from detkds.policy import Policy, Term
 from detkds.runs.plan import Plan, absolute
-from detkds.runs.preview import combination_budget
+from detkds.runs.preview import combination_budget, confirmations
 from detkds.search.space import points
 from detkds.structures import Batch
 from detkds.training.loop import ask
@@ -87,6 +87,9 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
         singles * (proxy * (speed.student_step + speed.distillation) + check) + singles / population * proxy * shared
     )
     search += combination * (proxy * (speed.student_step + kinds * speed.distillation + shared) + check)
+    steps = _steps(plan, config.train, plan.proxy_data)
+    confirmation = confirmations(plan) * (steps * (speed.student_step + kinds * speed.distillation) + check)
+    confirmation += -(-confirmations(plan) // config.proxy.population) * steps * shared
     steps = _steps(plan, config.train, plan.train_data)
     plain = 1 + config.inherit
     terms = sum(map(len, plan.policies.values())) + plan.settings.finalists * kinds
@@ -94,7 +97,8 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     one_seed = steps * (entries * speed.student_step + terms * speed.distillation)
     one_seed += -(-entries // config.proxy.population) * steps * shared
     comparison = len(config.final.seeds) * (one_seed + entries * len(plan.test_data) * speed.student_predict)
-    stages = {"teacher": teacher / 60, "search": search / 60, "comparison": comparison / 60}
+    seconds = {"teacher": teacher, "search": search, "confirmation": confirmation, "comparison": comparison}
+    stages = {name: value / 60 for name, value in seconds.items() if value}
     return {**stages, "total": sum(stages.values())}
 
 

@@ -62,6 +62,7 @@ def preview(plan: Plan) -> dict[str, Any]:
                 "total": singles + combination_budget(plan),
             },
             "combinations": combinations(plan.spaces),
+            "confirmations": confirmations(plan),
         },
         "comparison": {
             "policies": [*compared, searched],
@@ -93,6 +94,12 @@ def levels(student: Detector, teacher: Detector) -> list[dict[str, Any]]:
 def combination_budget(plan: Plan) -> int:
     """Candidate trainings of the second stage; none where there is only one kind of knowledge."""
     return plan.settings.combination_budget if len(plan.spaces) > 1 else 0
+
+
+def confirmations(plan: Plan) -> int:
+    """Trainings at the full budget between search and comparison."""
+    search = plan.config.search
+    return max(search.confirm, plan.settings.finalists) * search.confirm_seeds if search.confirm else 0
 
 
 def combinations(spaces: Mapping[str, Space]) -> int:
