@@ -191,6 +191,17 @@ def test_a_full_disk_is_said_in_one_line(config_file: Path, invoke: Any, monkeyp
     refused(invoke("search", config_file), "runs/tiny/final.jsonl", "No space left on device", "free some space")
 
 
+def test_a_full_disk_is_recognised_behind_an_error_of_torch(config_file: Path, invoke: Any, monkeypatch: Any) -> None:
+    def full(*arguments: object) -> None:
+        try:
+            raise OSError(27, "File too large")
+        except OSError:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904  as torch.save does
+
+    monkeypatch.setattr("detkds.runs.pipeline.run", full)
+    refused(invoke("search", config_file), "cannot be written: File too large")
+
+
 def test_our_own_faults_keep_their_traceback(config_file: Path, invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError

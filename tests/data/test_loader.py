@@ -149,6 +149,17 @@ def test_a_broken_image_is_named_when_its_batch_is_made(dataset: CocoDataset) ->
         _train(dataset, workers=2)
 
 
+def test_a_worker_tells_what_is_broken_in_one_line(dataset: CocoDataset) -> None:
+    """A store without room makes the workers read; their tracebacks are no business of the user."""
+    (dataset.folder / "3.png").write_bytes(b"nothing")
+    store = training_store(dataset, size=64, augmentation=JITTER, budget_mb=0)
+    with pytest.raises(DataError) as caught:
+        _train(dataset, workers=2, store=store)
+    (fault,) = caught.value.faults
+    assert "3.png: image 3: cannot be read" in fault
+    assert "Traceback" not in fault
+
+
 def test_arguments_are_checked_before_any_image_is_read(dataset: CocoDataset) -> None:
     with pytest.raises(ValueError, match="batch_size: expected"):
         training_batches(dataset, size=64, batch_size=0, seed=0, epoch=0)

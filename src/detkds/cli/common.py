@@ -75,13 +75,24 @@ def answering(*, resumable: bool = False, quiet: bool = False) -> Iterator[None]
         if not quiet:
             _say(f"interrupted{again}")
         raise typer.Exit(130) from None
-    except OSError as error:
-        if error.errno not in _FULL_OR_FORBIDDEN:
+    except (OSError, RuntimeError) as error:
+        fault = _disk_fault(error)
+        if fault is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{fault.filename}: " if fault.filename else ""
+        advice = _FULL_OR_FORBIDDEN[fault.errno or 0]
         if not quiet:
-            _say("error:", f"  {where}cannot be written: {error.strerror}; {_FULL_OR_FORBIDDEN[error.errno]}{again}")
+            _say("error:", f"  {where}cannot be written: {fault.strerror}; {advice}{again}")
         raise typer.Exit(2) from None
+
+
+def _disk_fault(error: BaseException | None) -> OSError | None:
+    """The error of a full or forbidden disk that an error is or stems from; torch wraps them in its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL_OR_FORBIDDEN:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _say(*lines: str) -> None:

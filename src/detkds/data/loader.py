@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -203,15 +203,38 @@ def _serve(plan: _Plan, workers: int) -> Iterator[Batch]:
         return (plan[index] for index in range(len(plan)))
     plan.store.preload(workers)
     forks = "fork" in multiprocessing.get_all_start_methods()
-    loader: DataLoader[Batch] = DataLoader(
-        plan,
+    loader: DataLoader[Batch | DataError] = DataLoader(
+        _Guarded(plan),
         batch_size=None,
         num_workers=min(workers, len(plan)),
         collate_fn=_unchanged,
         generator=torch.Generator().manual_seed(0),
         multiprocessing_context="fork" if forks else None,
     )
-    return iter(loader)
+    return _unless_broken(loader)
+
+
+class _Guarded(Dataset[Batch | DataError]):
+    """A plan in a worker process: hands over what is wrong with the data as it is, without the worker's traceback."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Batch | DataError:
+        try:
+            return self.plan[index]
+        except DataError as error:
+            return error
+
+
+def _unless_broken(loaded: Iterable[Batch | DataError]) -> Iterator[Batch]:
+    for item in loaded:
+        if isinstance(item, DataError):
+            raise item
+        yield item
 
 
 def _unchanged(batch: Any) -> Any:
