@@ -43,6 +43,7 @@ def test_the_last_unit_is_always_told(clock: list[float]) -> None:
     reporter.advance(1.5)
     reporter.advance(-0.5)
     reporter.advance(1, "pkd, seed 0: AP 4.0")
+    reporter.advance(0, "cwd, seed 0: AP 3.0")
     assert out.getvalue().splitlines()[-1] == "comparison: 2/2, 1 s in all  pkd, seed 0: AP 4.0"
 
 

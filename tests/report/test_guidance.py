@@ -41,6 +41,8 @@ def test_a_small_search_and_a_better_hand_designed_policy_are_said(summary: dict
     text = advice(summary)
     assert "The search was small (4 candidate trainings)" in text
     assert "--policy pkd" in text
+    summary["rows"][2]["mean"] = summary["rows"][3]["mean"] + 0.9
+    assert "--policy pkd" not in advice(summary)
 
 
 def test_a_run_whose_students_all_failed_still_gets_advice(summary: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ class Reporter:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.title, self.total, self.done = "", 0, 0.0
+        self.title, self.total, self.done, self._ended = "", 0, 0.0, False
         self._began = self._spoke = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -54,7 +54,7 @@ class Reporter:
 
     def stage(self, title: str, total: int) -> None:
         """A part of the run begins, with this many units of work."""
-        self.title, self.total, self.done = title, total, 0.0
+        self.title, self.total, self.done, self._ended = title, total, 0.0, False
         self._began = self._spoke = time.monotonic()
         if self._bar is None:
             self._line(f"{title}: 0/{total}")
@@ -73,9 +73,9 @@ class Reporter:
                 self._bar.update(task, completed=self.done)
             return
         now = time.monotonic()
-        finished = self.done > self.total - 1e-6 and bool(note)
-        if now - self._spoke >= SECONDS_BETWEEN_LINES or finished:
-            self._spoke = now
+        ends = self.done > self.total - 1e-6 and bool(note) and not self._ended
+        if now - self._spoke >= SECONDS_BETWEEN_LINES or ends:
+            self._spoke, self._ended = now, ends
             self._line(f"{self.title}: {self.done:.3g}/{self.total}{self._times(now)}  {short(note)}".rstrip())
 
     def note(self, text: str) -> None:

@@ -35,7 +35,7 @@ def guidance(summary: Mapping[str, Any], folder: str) -> list[str]:
             f"The search was small ({summary['search']['trainings']} candidate trainings): raise search.single_budget "
             "and search.combination_budget; what was measured is kept."
         )
-    if hand and searched and hand["mean"] > searched["mean"]:
+    if hand and searched and hand["mean"] > searched["mean"] + max(hand["spread"], searched["spread"]):
         advice.append(
             f"The hand-designed '{hand['name']}' did better than the searched policy here; detkds distill CONFIG "
             f"--policy {hand['name']} trains with it. A larger proxy (proxy.epochs, proxy.images) ranks candidates "
