@@ -17,23 +17,22 @@ _EPS = 1e-7
 
 
 class _Overlap(NamedTuple):
-    """Two boxes per row, measured in units of the longer side of the smallest box that encloses both."""
+    """Two boxes per row, measured in units of the longer side of the smallest box that encloses both.
+
+    The sizes and ``enclosing`` hold widths, then heights, at dimension 0.
+    """
 
     iou: Tensor
     union: Tensor
-    width_gap: Tensor
-    height_gap: Tensor
-    student_angle: Tensor
-    teacher_angle: Tensor
-    enclosing_width: Tensor
-    enclosing_height: Tensor
+    student_size: Tensor
+    teacher_size: Tensor
+    enclosing: Tensor
     squared_offset: Tensor
 
     @property
     def offset_share(self) -> Tensor:
         """Squared distance of the centres as a share of the enclosing box's squared diagonal."""
-        diagonal = self.enclosing_width.square() + self.enclosing_height.square()
-        return self.squared_offset / diagonal.clamp_min(_EPS)
+        return self.squared_offset / self.enclosing.square().sum(0).clamp_min(_EPS)
 
 
 @DISTANCES.register("iou")
@@ -70,7 +69,7 @@ class GIoU:
     def __call__(self, pair: Pair) -> Tensor:
         def distance(student: Tensor, teacher: Tensor) -> Tensor:
             both = _overlap(student, teacher)
-            enclosing = both.enclosing_width * both.enclosing_height
+            enclosing = both.enclosing[0] * both.enclosing[1]
             return 1 - both.iou + (enclosing - both.union) / enclosing.clamp_min(_EPS)
 
         return row_distance(_as_boxes(pair), distance)
@@ -113,7 +112,7 @@ class CIoU:
     def __call__(self, pair: Pair) -> Tensor:
         def distance(student: Tensor, teacher: Tensor) -> Tensor:
             both = _overlap(student, teacher)
-            aspect = 4 / math.pi**2 * (both.teacher_angle - both.student_angle).square()
+            aspect = 4 / math.pi**2 * (_angle(both.teacher_size) - _angle(both.student_size)).square()
             alpha = (aspect / (1 - both.iou + aspect).clamp_min(_EPS)).detach()
             return 1 - both.iou + both.offset_share + alpha * aspect
 
@@ -136,9 +135,8 @@ class EIoU:
     def __call__(self, pair: Pair) -> Tensor:
         def distance(student: Tensor, teacher: Tensor) -> Tensor:
             both = _overlap(student, teacher)
-            width = both.width_gap / both.enclosing_width.clamp_min(_EPS)
-            height = both.height_gap / both.enclosing_height.clamp_min(_EPS)
-            return 1 - both.iou + both.offset_share + width.square() + height.square()
+            gap = (both.student_size - both.teacher_size) / both.enclosing.clamp_min(_EPS)
+            return 1 - both.iou + both.offset_share + gap.square().sum(0)
 
         return row_distance(_as_boxes(pair), distance)
 
@@ -154,37 +152,35 @@ def _as_boxes(pair: Pair) -> Pair:
 
 
 def _overlap(student: Tensor, teacher: Tensor) -> _Overlap:
-    corners = torch.stack([student[:, :2], student[:, 2:], teacher[:, :2], teacher[:, 2:]], 1)
-    # The smallest box around all corners also encloses a box whose corners are swapped.
-    longer = (corners.amax(1) - corners.amin(1)).amax(1, keepdim=True).detach()
-    unit = torch.where(longer > 0, longer, 1.0)
-    same = (student == teacher).all(1)
-    student, teacher, corners = student / unit, teacher / unit, corners / unit.unsqueeze(1)
-    low, high = student[:, :2], student[:, 2:]
-    teacher_low, teacher_high = teacher[:, :2], teacher[:, 2:]
+    student, teacher = student.movedim(1, 0), teacher.movedim(1, 0)  # whole columns, which are fast to compute with
+    same = (student == teacher).all(0)
+    with torch.no_grad():
+        # The smallest box around all corners also encloses a box whose corners are swapped.
+        bottom = torch.minimum(torch.minimum(student[:2], student[2:]), torch.minimum(teacher[:2], teacher[2:]))
+        top = torch.maximum(torch.maximum(student[:2], student[2:]), torch.maximum(teacher[:2], teacher[2:]))
+        longer = (top - bottom).amax(0)
+        unit = torch.where(longer > 0, longer, 1.0)
+    low, high = (student / unit).split(2)
+    teacher_low, teacher_high = (teacher / unit).split(2)
 
     student_size, teacher_size = (high - low).clamp_min(0), (teacher_high - teacher_low).clamp_min(0)
     shared = (torch.minimum(high, teacher_high) - torch.maximum(low, teacher_low)).clamp_min(0)
-    intersection = shared[:, 0] * shared[:, 1]
-    enclosing = corners.amax(1) - corners.amin(1)
-    areas = student_size[:, 0] * student_size[:, 1] + teacher_size[:, 0] * teacher_size[:, 1]
-    union = areas - intersection
-    offset = (low + high - teacher_low - teacher_high) / 2
-    gap = student_size - teacher_size
+    intersection = shared[0] * shared[1]
+    union = student_size[0] * student_size[1] + teacher_size[0] * teacher_size[1] - intersection
+    offset = (low + high - (teacher_low + teacher_high)) / 2
+    highest = torch.maximum(torch.maximum(low, high), torch.maximum(teacher_low, teacher_high))
+    lowest = torch.minimum(torch.minimum(low, high), torch.minimum(teacher_low, teacher_high))
     return _Overlap(
         iou=torch.where(union > _EPS, intersection / union.clamp_min(_EPS), same.to(union.dtype)),
         union=union,
-        width_gap=gap[:, 0],
-        height_gap=gap[:, 1],
-        student_angle=_angle(student_size),
-        teacher_angle=_angle(teacher_size),
-        enclosing_width=enclosing[:, 0],
-        enclosing_height=enclosing[:, 1],
-        squared_offset=offset.square().sum(1),
+        student_size=student_size,
+        teacher_size=teacher_size,
+        enclosing=highest - lowest,
+        squared_offset=offset.square().sum(0),
     )
 
 
 def _angle(size: Tensor) -> Tensor:
     """atan(width / height); 0 with a finite gradient where a box has neither."""
-    width, height = size[:, 0], size[:, 1]
+    width, height = size
     return torch.atan2(width, torch.where(width + height > 0, height, 1.0))
