@@ -27,7 +27,7 @@ FLOORS = {
     **dict.fromkeys(("transforms", "distances", "knowledge", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     "search": 4,
-    **dict.fromkeys(("runs", "report", "cli", "detkds"), 5),  # detkds: the public names of __init__.py
+    **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
 }
 NEIGHBOURS = {
     "registry": {"errors"},
@@ -40,6 +40,7 @@ NEIGHBOURS = {
     "runs": {"report", "detkds"},
     "report": {"detkds"},
     "cli": {"runs", "report", "detkds"},
+    "__main__": {"cli"},
 }
 EXTRAS = {"transformers", "ray", "optuna_dashboard", "onnx", "onnxscript", "onnxruntime"}
 TRAINING_ENGINE = {"detectors", "data", "evaluation", "training"}

@@ -85,7 +85,9 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
     assert not list((tmp_path / "runs/tiny/distill").glob("*.safetensors"))
     resumed = distill(config, "pkd", 0, heard)
     assert resumed.metrics == whole.metrics
-    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    ours, theirs = load_file(resumed.weights), load_file(whole.weights)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
     assert resumed.steps.read_text() == whole.steps.read_text()
 
 
