@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Distiller", "Policy", "Term", "__version__", "list_policies", "load_policy"]
 
-_HOMES = {"Distiller": "distiller", "Policy": "policy", "Term": "policy", "list_policies": "policy", "load_policy": "policy"}
+_HOMES = {
+    "Distiller": "distiller",
+    "Policy": "policy",
+    "Term": "policy",
+    "list_policies": "policy",
+    "load_policy": "policy",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,8 +42,9 @@ class Registry(Generic[T]):
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice: {self._entries[name]} and {target}")
             self._entries[name] = target
-            if inspect.isclass(target):
-                target.name = name  # type: ignore[attr-defined]
+            piece: Any = target
+            if inspect.isclass(piece):
+                piece.name = name
             return target
 
         return decorate

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detkds.structures import Batch, DetectorInfo, DetectorOutput, Detections
+from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput
 
 
 class Detector(nn.Module, ABC):
@@ -21,6 +21,8 @@ class Detector(nn.Module, ABC):
 
     info: DetectorInfo
     class_names: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
