@@ -175,7 +175,10 @@ class FinalConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run: data, pair, training, proxy, search and final comparison; kept in the folder ``runs/name``."""
+    """A whole run: data, pair, training, proxy, search and final comparison; kept in the folder ``runs/name``.
+
+    ``threads`` is how many threads torch uses on the CPU; null leaves it to torch. Small networks are fastest with one.
+    """
 
     name: str
     data: DataConfig
@@ -188,6 +191,7 @@ class RunConfig(Section):
     final: FinalConfig = FinalConfig()
     seed: int = 0
     device: str | None = None
+    threads: Count | None = None
     runs: Path = Path("runs")
     plugins: tuple[str, ...] = ()
 

@@ -71,6 +71,17 @@ def test_proxy_images_are_a_part_of_what_validation_leaves(tiny_run: dict[str, A
     assert len(plan.validation_data) == 8
 
 
+def test_the_number_of_threads_is_set_where_it_is_named(tiny_run: dict[str, Any]) -> None:
+    before = torch.get_num_threads()
+    try:
+        make_plan(parse_config(tiny_run))
+        assert torch.get_num_threads() == before
+        make_plan(parse_config({**tiny_run, "threads": before + 1}))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_embedded_data_lies_in_the_run_folder(tiny_run: dict[str, Any], tmp_path: Path) -> None:
     tiny_run["data"] = {"embedded": "digits", "embedded_images": [6, 3], "embedded_classes": 2, "size": 64}
     plan = make_plan(parse_config(tiny_run))

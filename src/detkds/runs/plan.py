@@ -114,7 +114,7 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """Resolve a configuration.
+    """Resolve a configuration; where it names a number of threads, torch uses that many from here on.
 
     Raises:
         UserError: every fault found in it, in the data, the weights, the space and the policies.
@@ -128,6 +128,8 @@ def make_plan(config: RunConfig) -> Plan:
             faults.add(error)
             return None
 
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     for plugin in config.plugins:
         attempt(_import_plugin, plugin)
     device = attempt(choose_device, config.device)
