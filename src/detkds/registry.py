@@ -44,7 +44,7 @@ class Registry(Generic[T]):
             self._entries[name] = target
             piece: Any = target
             if inspect.isclass(piece):
-                piece.name = name
+                setattr(piece, "name", name)  # noqa: B010 - a class has no such attribute before
             return target
 
         return decorate
