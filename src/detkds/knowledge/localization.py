@@ -38,7 +38,8 @@ class Localization:
     ) -> Iterator[Pair]:
         for level, stride in response_levels(student, levels).items():
             read = _reader(teacher, level)
-            ours, theirs = read(student.regression[level]), read(teacher.regression[level])
+            # A head's rows come as a permuted view, over which all that follows would be slow.
+            ours, theirs = (read(side.regression[level]).contiguous() for side in (student, teacher))
             weight = confidence(teacher, level).detach()
             valid = valid_positions(student, ours, stride)
             yield Pair(
@@ -58,6 +59,6 @@ class Localization:
 def _reader(teacher: DetectorOutput, level: str) -> Callable[[Tensor], Tensor]:
     """How to read regression numbers: as they are, or ``(R, 4, K+1)`` at the teacher's likeliest foreground class."""
     if level != REGION:
-        return Tensor.contiguous  # a head's rows come as a permuted view, over which all that follows would be slow
+        return lambda tensor: tensor
     label = teacher.logits[level][:, 1:].argmax(1) + 1
     return lambda tensor: tensor.gather(2, label[:, None, None].expand(-1, 4, 1)).squeeze(2)

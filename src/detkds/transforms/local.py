@@ -43,10 +43,14 @@ class Local:
         tile_height, tile_width = math.ceil(height / self.n), math.ceil(width / self.n)
         below, right = tile_height * self.n - height, tile_width * self.n - width
 
+        cells = torch.arange(self.n * tile_height * self.n * tile_width, device=pair.student.device)
+        tile_by_tile = cells.view(self.n, tile_height, self.n, tile_width).transpose(1, 2).flatten()
+
         def cut(tensor: Tensor) -> Tensor:
             images, channels = tensor.shape[:2]
-            grid = tensor.reshape(images, channels, self.n, tile_height, self.n, tile_width)
-            return grid.permute(2, 4, 0, 1, 3, 5).reshape(-1, channels, tile_height, tile_width)
+            tiles = tensor.reshape(images * channels, len(tile_by_tile)).index_select(1, tile_by_tile)
+            tiles = tiles.view(images, channels, self.n**2, tile_height, tile_width)
+            return tiles.permute(2, 0, 1, 3, 4).reshape(-1, channels, tile_height, tile_width)
 
         weight = _cut_weight(pair, below, right, cut)
         return pair.map(lambda tensor: cut(_repeat_edge(tensor, below, right)), weight=weight)

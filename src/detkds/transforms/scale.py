@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,5 +44,7 @@ class Scale:
 
     def _pooled(self, feature: Tensor) -> Tensor:
         if self.pool == "max":
+            if feature.device.type == "cpu":  # where pooling is several times faster with the channels innermost
+                feature = feature.contiguous(memory_format=torch.channels_last)
             return F.max_pool2d(feature, self.n, ceil_mode=True)
         return F.avg_pool2d(feature, self.n, ceil_mode=True, count_include_pad=False)
