@@ -117,6 +117,17 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_run(tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
     """The configuration of a run that takes seconds, as plain data; its run folder is below ``tmp_path``."""
+    return tiny_configuration(tiny_data, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_module_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """``tiny_run`` for all tests of a module, in a folder of its own."""
+    return tiny_configuration(tiny_data, tmp_path_factory.mktemp("module"))
+
+
+def tiny_configuration(tiny_data: Path, folder: Path) -> dict[str, Any]:
+    """Plain data; runs lie in ``folder/runs``."""
     head = {"neck_channels": 16, "head_convs": 1, "anchor_scales": [2.0], "anchor_ratios": [1.0]}
     train = {"epochs": 1, "draws": 8, "batch_size": 4, "optimizer": "adamw", "lr": 0.002, "warmup_steps": 1}
     return {
@@ -132,6 +143,6 @@ def tiny_run(tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
         "proxy": {"validation": 0.5, "draws": 4, "population": 10, "calibration_batches": 1},
         "search": {"single_budget": 1, "combination_budget": 1, "population": 2, "confirm": 1, "confirm_seeds": 1},
         "final": {"seeds": [0, 1], "policies": ["pkd"]},
-        "runs": str(tmp_path / "runs"),
+        "runs": str(folder / "runs"),
         "device": "cpu",
     }
