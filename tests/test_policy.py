@@ -256,7 +256,14 @@ def test_the_canonical_form_is_its_own_canonical_form():
     for term in chains():
         once = term.canonical()
         assert once.canonical() == once
-        assert once.knowledge == term.knowledge and once.weight == term.weight
+        assert once.knowledge == term.knowledge and once.weight / term.weight in (0.5, 1, 2)
+
+
+def test_a_constant_goes_into_an_absolute_weight_and_leaves_a_relative_one():
+    squares, correlation = Term("global", ["norm(C)"], "l2", 1), Term("global", [], "pearson", 2)
+    assert Policy([squares]).key == Policy([correlation]).key
+    relative = [dataclasses.replace(term, weight=3, weighting="gradient") for term in (squares, correlation)]
+    assert len({Policy([term]).key for term in relative}) == 1
 
 
 def test_aliases_share_a_key():

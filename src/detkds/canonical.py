@@ -1,4 +1,4 @@
-"""One spelling for all terms that are the same loss, so that no candidate is trained twice.
+"""One spelling for all terms that are the same loss up to a constant, so that no candidate is trained twice.
 
 The rules know the pieces by name only. Each holds for every map size, batch size and per-position weight; where a
 normalisation adds a small number to its denominator, it holds up to that number. The tests check them by value.
@@ -7,7 +7,7 @@ normalisation adds a small number to its denominator, it holds up to that number
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from detkds.registry import parse_expression
 
@@ -39,33 +39,46 @@ _STAGES = (
     frozenset(("norm", "norm_batch", "minmax")),
 )
 _ELEMENTWISE = frozenset(("l1", "l2", "smooth_l1"))
+_UNIT_RANGE = frozenset(("minmax", "softmax"))
 _DIRECTIONS = frozenset(("cosine", "pearson"))
 _POSITIONWISE = _ELEMENTWISE | _DIRECTIONS | {"kl", "correlation"}
 # Knowledge whose weights are per position; a weight per channel would tell rows apart that the rules take as equal.
 _WEIGHTED_BY_POSITION = frozenset(("global", "fgbg", "instance", "logits", "localization"))
 
 
-def canonical_steps(knowledge: str, transforms: tuple[str, ...], distance: str) -> tuple[tuple[str, ...], str]:
-    """The transforms and the distance, as expressions, that stand for every term with the same loss.
+class CanonicalSteps(NamedTuple):
+    """A chain of expressions, and how many times its loss the loss that it stands for is."""
+
+    transforms: tuple[str, ...]
+    distance: str
+    factor: float = 1.0
+
+
+def canonical_steps(knowledge: str, transforms: tuple[str, ...], distance: str) -> CanonicalSteps:
+    """The transforms and the distance, as expressions, that stand for every term with the same loss up to a factor.
 
     Pieces that the rules do not know pass through untouched, and stop the rules that look across them.
 
     Raises:
         UserError: an expression cannot be read.
 
-    >>> canonical_steps("global", ("satt", "local(2)", "norm(C)"), "cosine")
-    ((), 'pearson')
+    >>> canonical_steps("global", ("satt", "local(2)", "norm(C)"), "l2")
+    CanonicalSteps(transforms=(), distance='pearson', factor=2.0)
     """
     steps = [step for step in map(_Step.parse, transforms) if not step.changes_nothing]
     measure = _Step.parse(distance)
+    factor = 1.0
     if measure.name in _ELEMENTWISE and steps and steps[-1].name == "reshape":
         steps.pop()
+    if measure.name == "smooth_l1" and steps and steps[-1].name in _UNIT_RANGE and (measure["beta"] or 0) >= 1:
+        # Numbers in [0, 1] never differ by more than beta: d^2 / (2 beta).
+        measure, factor = _Step.parse("l2"), 1 / (2 * measure["beta"])
     if parse_expression(knowledge)[0] in _WEIGHTED_BY_POSITION:
         chain = _Chain.of(steps, measure)
         if chain is not None:
             chain.simplify()
-            steps, measure = chain.steps, chain.distance
-    return tuple(map(str, steps)), str(measure)
+            steps, measure, factor = chain.steps, chain.distance, factor * chain.factor
+    return CanonicalSteps(tuple(map(str, steps)), str(measure), factor)
 
 
 def alias_steps(transforms: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,6 +135,7 @@ class _Chain:
     scale: _Step | None
     normalise: _Step | None
     distance: _Step
+    factor: float = 1.0
 
     @classmethod
     def of(cls, steps: list[_Step], distance: _Step) -> _Chain | None:
@@ -141,10 +155,22 @@ class _Chain:
 
     def simplify(self) -> None:
         """Apply the rules; each looks only at what the ones before it leave, so that one pass is enough."""
+        self._write_squares_as_correlation()
         if self._scale_is("scale", "local"):
             self._drop_normalisation_under_invariant_distance()
         self._drop_attention_that_normalisation_undoes()
         self._drop_local_where_positions_stay_apart()
+
+    def _write_squares_as_correlation(self) -> None:
+        normalise = self.normalise
+        if normalise is None:
+            return
+        standardised = normalise.name == "norm" and (normalise["axis"], normalise["mode"]) == ("C", "auto")
+        # Of masked cells a maximum may be 0 in all channels of one side: such a row has no correlation.
+        flattened = self.attention is not None and self.attention.name == "mask" and not self._scale_is("local")
+        if self.distance.name == "l2" and standardised and not flattened:
+            # Standardised rows s and t: mean (s - t)^2 = 1 + 1 - 2 correlation.
+            self.distance, self.factor = _Step.parse("pearson"), 2.0
 
     def _drop_normalisation_under_invariant_distance(self) -> None:
         name, normalise = self.distance.name, self.normalise

@@ -85,15 +85,28 @@ class Term:
         return data
 
     def canonical(self) -> Term:
-        """The one form of all terms that compute the same loss; see :mod:`detkds.canonical`."""
+        """The one form of all terms that compute the same loss; see :mod:`detkds.canonical`.
+
+        A constant factor goes into an absolute weight. A weight relative to the gradient does not feel it.
+        """
         data = self.to_dict()
-        transforms, distance = canonical_steps(data["knowledge"], tuple(data["transforms"]), data["distance"])
-        return replace(self, transforms=transforms, distance=distance, levels=tuple(sorted(set(self.levels))))
+        steps = canonical_steps(data["knowledge"], tuple(data["transforms"]), data["distance"])
+        return replace(
+            self,
+            transforms=steps.transforms,
+            distance=steps.distance,
+            weight=self.weight * steps.factor if self.weighting == "absolute" else self.weight,
+            levels=tuple(sorted(set(self.levels))),
+        )
 
     @property
     def key(self) -> str:
         """A stable text with every digit of the weight, equal for two terms exactly when the terms are."""
-        return self._text(repr(self.weight).removesuffix(".0"))
+        return self.key_at(self.weight)
+
+    def key_at(self, weight: float) -> str:
+        """The key of the same term with another weight."""
+        return self._text(repr(weight).removesuffix(".0"))
 
     def __str__(self) -> str:
         return self._text(f"{self.weight:g}")

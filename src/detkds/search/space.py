@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from itertools import product
@@ -111,14 +111,15 @@ class Space:
     def key(self, params: Params) -> str:
         """The text of the canonical policy; remembered.
 
-        The canonical form of a term keeps its weight, so it is worked out once for all weights.
+        The canonical form of a term of weight 1 is worked out once; a weight multiplies that of the form.
         """
         choice = tuple(params[name] for name in self.genes)
         if choice not in self._keys:
             unweighted = self._unweighted(params)
             if unweighted not in self._canonical:
-                self._canonical[unweighted] = self.term(params).canonical()
-            self._keys[choice] = str(replace(self._canonical[unweighted], weight=float(params["weight"])))
+                self._canonical[unweighted] = self.term({**params, "weight": 1.0}).canonical()
+            form = self._canonical[unweighted]
+            self._keys[choice] = form.key_at(form.weight * float(params["weight"]))
         return self._keys[choice]
 
     def legal(self, params: Params) -> bool:
@@ -133,9 +134,8 @@ class Space:
         )
 
     def count_canonical(self) -> int:
-        """Distinct losses, counted by building every one; what is one loss does not depend on the weight."""
-        weights = self.genes["weight"]
-        return len({self.key(params) for params in points(self) if params["weight"] == weights[0]}) * len(weights)
+        """Distinct losses, counted by building every one."""
+        return len({self.key(params) for params in points(self)})
 
     def encode(self, policy: Policy | Term) -> dict[str, Option]:
         """The choice that stands for a policy (or for the same loss written otherwise).

@@ -189,6 +189,7 @@ class SearchStudy:
 
     def _propose(self, unproposed: FrozenTrial | None, wave: int, size: int) -> None:
         trial = self._study.ask() if unproposed is None else optuna.Trial(self._study, unproposed._trial_id)
+        trial.relative_params  # noqa: B018 - proposes here, where the sampler can read what it writes
         with grouped(self._storage):
             self._storage.set_trial_system_attr(trial._trial_id, WAVE, [wave, size])
             for name, options in self.space.genes.items():

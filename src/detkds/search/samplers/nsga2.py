@@ -62,6 +62,11 @@ class GeneticAlgorithm(BorrowedSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Note the trial's generation, then propose."""
-        self.borrow(0).get_trial_generation(study, trial)
+        """Note the trial's generation and its parents, then propose.
+
+        Optuna orders parents by rank when it finds them, and by number when it reads them back; noted first, they are
+        read back by every draw, also by one that a killed process repeats.
+        """
+        optunas = self.borrow(0)
+        optunas.get_parent_population(study, optunas.get_trial_generation(study, trial))
         return super().sample_relative(study, study._storage.get_trial(trial._trial_id), search_space)
