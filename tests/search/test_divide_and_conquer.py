@@ -191,7 +191,7 @@ def test_a_seed_must_be_a_whole_number(spaces, seed):
 
 def test_an_evaluator_that_loses_results_is_a_bug(spaces):
     class Forgetful:
-        def evaluate(self, policies):
+        def evaluate(self, policies, peers=()):
             return []
 
     with pytest.raises(RuntimeError, match="0 results for"):
@@ -201,7 +201,7 @@ def test_an_evaluator_that_loses_results_is_a_bug(spaces):
 class Slow:
     """A landscape that takes a moment, so that a kill can come at any point."""
 
-    def evaluate(self, policies):
+    def evaluate(self, policies, peers=()):
         time.sleep(0.003)
         return LANDSCAPE.evaluate(policies)
 

@@ -145,12 +145,14 @@ def run_side_by_side(studies: Sequence[SearchStudy], evaluator: Evaluator, tell:
     """
     while open_studies := [study for study in studies if not study.stopped]:
         behind = min(study.wave for study in open_studies)
-        turns = [(study, c) for study in open_studies if study.wave == behind for c in study.gather()]
+        gathered = [(study, study.gather()) for study in open_studies if study.wave == behind]
+        turns = [(study, candidate) for study, candidates in gathered for candidate in candidates]
         if not turns:
             continue
         candidates = [candidate for _, candidate in turns]
         tell(Event("round", candidates=tuple(candidates)))
-        results = evaluator.evaluate([candidate.policy for candidate in candidates])
+        peers = [one for study, candidates in gathered for one in study.peers(candidates)]
+        results = evaluator.evaluate([candidate.policy for candidate in candidates], peers)
         if len(results) != len(candidates):
             raise RuntimeError(f"the evaluator gave {len(results)} results for {len(candidates)} policies")
         for (study, candidate), result in zip(turns, results, strict=True):

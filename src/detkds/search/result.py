@@ -35,12 +35,14 @@ class Result:
 
     Attributes:
         state: how it ended.
-        ap: proxy validation AP, larger is better; for ``PRUNED`` the last one measured; None where there is none.
+        ap: proxy validation AP, larger is better; for ``PRUNED`` that at the last rung; None where there is none.
         metrics: further numbers by name; ``"AP50"`` breaks ties of AP.
         reason: why it was not completed.
         seconds: wall time spent on it.
         policy: the policy as it was trained, with calibrated absolute weights; None where it is the proposed one.
         trained: whether training took place; what was trained counts against the budget.
+        rungs: AP at each rung of successive halving it reached, the one it lost at included.
+        epochs: passes it was trained for, so that the cost of candidates that stopped early can be summed.
     """
 
     state: State
@@ -50,6 +52,8 @@ class Result:
     seconds: float = 0.0
     policy: Policy | None = None
     trained: bool = True
+    rungs: tuple[float, ...] = ()
+    epochs: float = 0.0
 
     @property
     def counts(self) -> bool:
@@ -63,13 +67,32 @@ class Result:
         return replace(self, state=State.FAILED, ap=None, reason=f"AP is not a finite number: {self.ap}")
 
 
+@dataclass(frozen=True)
+class Peers:
+    """Whom a candidate is compared with at the rungs of successive halving.
+
+    Attributes:
+        group: candidates of one call with the same group are compared with one another.
+        earlier: rung APs of the candidates measured before, completed or pruned, by canonical key; those of its
+            own study alone, because candidates of different kinds of knowledge never stop each other.
+    """
+
+    group: str = ""
+    earlier: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
 class Evaluator(Protocol):
     """Measures candidates; it knows data and models, which a search never sees."""
 
-    def evaluate(self, policies: Sequence[Policy]) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
         """Measure policies, possibly side by side; one result per policy, in the same order.
 
         A candidate that fails gives a ``FAILED`` result. What is raised ends the search, which resumes there.
+
+        Args:
+            policies: what to measure.
+            peers: one per policy, for evaluators that stop losing candidates early; none: all are one group. Such
+                an evaluator that shares its work out keeps a group whole, so that a resumed search decides alike.
         """
         ...
 
@@ -85,7 +108,7 @@ class Record:
         params: the option of each gene.
         policy: the proposed policy.
         key: the text of the policy's canonical form.
-        ap, metrics, reason, seconds: as in :class:`Result`.
+        ap, metrics, reason, seconds, rungs, epochs: as in :class:`Result`.
         resolved: plain data of the policy as it was trained, with absolute weights; None where it is the proposed one.
         counts: whether it was trained, and so counts against the budget.
         role: what the sampler proposed it as (``init``, ``mutant``, ``newcomer``, ``seed`` ...).
@@ -108,6 +131,8 @@ class Record:
     role: str = ""
     iteration: int = 0
     twin_of: str = ""
+    rungs: tuple[float, ...] = ()
+    epochs: float = 0.0
 
     @property
     def best_policy(self) -> Policy:
@@ -133,6 +158,8 @@ class Record:
             "role": self.role,
             "iteration": self.iteration,
             "twin_of": self.twin_of,
+            "rungs": list(self.rungs),
+            "epochs": self.epochs,
             "key": self.key,
             "policy": self.policy.to_dict(),
             "resolved": None if self.resolved is None else dict(self.resolved),

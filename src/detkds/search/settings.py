@@ -26,6 +26,8 @@ class SearchSettings:
         single_budget: candidate trainings for each kind of knowledge.
         combination_budget: candidate trainings for the combination.
         parallel: iterations of one study that run side by side.
+        cohort: candidates of one study that are compared with one another where losing ones stop early; at most as many
+            as the evaluator trains side by side.
         initial_chunk: members of the initial population that are measured in one round.
         finalists: how many of the best distinct policies are handed to the final comparison.
 
@@ -43,12 +45,14 @@ class SearchSettings:
     combination_budget: int = 40
     parallel: int = 1
     initial_chunk: int = 4
+    cohort: int = 8
     finalists: int = 3
 
     def __post_init__(self) -> None:
         faults = Faults("search")
         for name, least in (("population", 2), ("parents", 1), ("single_budget", 1), ("combination_budget", 0),
-                            ("parallel", 1), ("initial_chunk", 1), ("finalists", 1)):  # fmt: skip
+                            ("parallel", 1), ("initial_chunk", 1), ("cohort", 1),
+                            ("finalists", 1)):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 faults.add(f"{name}: expected a whole number >= {least}, got {value!r}")
@@ -92,5 +96,5 @@ class SearchSettings:
 
     def algorithm(self) -> dict[str, Any]:
         """The parameters that a stored study keeps; budgets and what runs side by side may change on resume."""
-        free = ("single_budget", "combination_budget", "finalists", "parallel", "initial_chunk")
+        free = ("single_budget", "combination_budget", "finalists", "parallel", "initial_chunk", "cohort")
         return {name: value for name, value in asdict(self).items() if name not in free}

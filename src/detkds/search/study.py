@@ -14,8 +14,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from detkds.policy import Policy
+from detkds.search.cohort import group_peers
 from detkds.search.journal import grouped
-from detkds.search.result import Record, Result, SearchError, State, rank
+from detkds.search.result import Peers, Record, Result, SearchError, State, rank
 from detkds.search.samplers.base import PROPOSAL, SearchSampler, trial_state
 from detkds.search.space import Option, Params
 
@@ -161,10 +162,17 @@ class SearchStudy:
             self._propose(standing.unproposed, wave, size)
         return [self._candidate(trial) for trial in standing.running]
 
+    def peers(self, candidates: Sequence[Candidate]) -> list[Peers]:
+        """Whom each of these gathered candidates is compared with where losing ones stop early."""
+        waves = {trial.number: trial.system_attrs[WAVE][0] for trial in self._trials() if WAVE in trial.system_attrs}
+        numbers = [candidate.number for candidate in candidates]
+        return group_peers(self.name, waves, self.records, numbers, self.sampler.settings.cohort)
+
     def tell(self, candidate: Candidate, result: Result) -> Record:
         """Store the measurement of a candidate."""
         result = result.checked()
         attrs: dict[str, Any] = {"counts": result.counts, "seconds": round(float(result.seconds), 3)}
+        attrs |= {"rungs": list(map(float, result.rungs)), "epochs": round(float(result.epochs), 3)}
         if result.policy is not None and result.policy != candidate.policy:
             attrs["resolved"] = result.policy.to_dict()
         self._store(candidate, result.state, result.ap, result.metrics, result.reason, attrs)
@@ -182,7 +190,9 @@ class SearchStudy:
                 params=dict(params),
                 distributions=distributions,
                 value=record.ap,
-                user_attrs=self._attrs(params, State.COMPLETE, record.ap, record.metrics, "", _reused(record)),
+                user_attrs=self._attrs(
+                    params, State.COMPLETE, record.ap, record.metrics, "", _looked_up(record, self.name)
+                ),
                 system_attrs={PROPOSAL: {"role": "seed", "iteration": 0, "parents": []}},
             )
         )
@@ -244,10 +254,7 @@ class SearchStudy:
 
     def _look_up(self, trial: FrozenTrial, twin: Record) -> None:
         assert twin.state is not None
-        own = twin.study == self.name
-        attrs = {"counts": False, "seconds": 0.0, "twin_of": twin.number} if own else _reused(twin)
-        if twin.resolved is not None:
-            attrs["resolved"] = dict(twin.resolved)
+        attrs = _looked_up(twin, self.name)
         self._store(self._candidate(trial), twin.state, twin.ap, twin.metrics, twin.reason, attrs)
 
     def _store(
@@ -262,6 +269,8 @@ class SearchStudy:
         with grouped(self._storage):
             for name, value in self._attrs(candidate.params, state, ap, metrics, reason, extra).items():
                 self._storage.set_trial_user_attr(candidate.trial_id, name, value)
+            for rung, value in enumerate(extra.get("rungs", ()), start=1):
+                self._storage.set_trial_intermediate_value(candidate.trial_id, rung, value)
             values = ap if state is State.COMPLETE else None
             self._study.tell(candidate.number, values, state=_OPTUNA_STATES[state])
 
@@ -316,6 +325,8 @@ class SearchStudy:
             role=note.get("role", ""),
             iteration=note.get("iteration", 0),
             twin_of=twin if state is not None else "",
+            rungs=tuple(attrs.get("rungs", ())),
+            epochs=attrs.get("epochs", 0.0),
         )
         if state is not None:
             self._records[trial._trial_id] = record
@@ -348,8 +359,9 @@ class SearchStudy:
             )
 
 
-def _reused(record: Record) -> dict[str, Any]:
-    attrs: dict[str, Any] = {"counts": False, "seconds": 0.0, "reused": record.place}
+def _looked_up(record: Record, study: str) -> dict[str, Any]:
+    attrs: dict[str, Any] = {"counts": False, "seconds": 0.0, "rungs": list(record.rungs)}
+    attrs |= {"twin_of": record.number} if record.study == study else {"reused": record.place}
     if record.resolved is not None:
         attrs["resolved"] = dict(record.resolved)
     return attrs

@@ -9,7 +9,7 @@ from typing import cast
 
 from detkds.policy import Policy
 from detkds.registry import EVALUATORS
-from detkds.search.result import Result, State
+from detkds.search.result import Peers, Result, State
 from detkds.structures import Batch
 from detkds.training.calibrate import calibrate, probe_terms, unit
 from detkds.training.loop import OnEpoch
@@ -46,7 +46,7 @@ class PopulationEvaluator:
         batches = islice(setting.batches(seed)(0), calibration_batches)
         self.calibration: list[Batch] = [batch.to(setting.device) for batch in batches]
 
-    def evaluate(self, policies: Sequence[Policy]) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
         """One result per policy, in order."""
         results: list[Policy | Result] = list(self.screen(policies))
         waiting = [i for i, policy in enumerate(results) if isinstance(policy, Policy)]

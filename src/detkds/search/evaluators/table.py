@@ -11,7 +11,7 @@ import numpy as np
 
 from detkds.policy import Policy, Term
 from detkds.registry import EVALUATORS, expression
-from detkds.search.result import Result, State
+from detkds.search.result import Peers, Result, State
 
 
 @EVALUATORS.register("table")
@@ -32,7 +32,7 @@ class TableEvaluator:
         self._missing = missing
         self.calls: list[list[str]] = []
 
-    def evaluate(self, policies: Sequence[Policy]) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
         """One result per policy; ``calls`` keeps the keys that were asked for."""
         self.calls.append([policy.key for policy in policies])
         return [self._look_up(policy) for policy in policies]
@@ -73,7 +73,7 @@ class SyntheticLandscape:
     rejected: float = 0.1
     _effects: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def evaluate(self, policies: Sequence[Policy]) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
         """Measure policies: true AP plus noise, or filtered."""
         return [self._measure(policy) for policy in policies]
 
