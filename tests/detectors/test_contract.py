@@ -18,6 +18,7 @@ from detkds.structures import Batch, DetectorOutput, Target
 
 NAMES = [name for name in DETECTORS if "backbone" in inspect.signature(DETECTORS[name]).parameters]
 Build = Callable[..., Detector]
+_STORED = ("features", "logits", "regression", "box_distribution")
 
 
 @pytest.fixture(params=NAMES)
@@ -256,3 +257,20 @@ def test_faults_are_listed_at_once(name: str) -> None:
         build_detector(name, ["a"], backbone="resnet5o")
     with pytest.raises(UserError, match="class_names"):
         build_detector(name, "ab", backbone="narrow8")
+
+
+def test_a_stored_output_is_restored_bit_for_bit(name: str, small: Build, batch: Batch) -> None:
+    detector = small(name).eval()
+    with torch.no_grad():
+        live = detector(batch)
+        kept = {field: {k: v.clone() for k, v in getattr(live, field).items()} for field in _STORED}
+        restored = detector.restore(DetectorOutput(image_sizes=live.image_sizes, layout=live.layout, **kept))
+        assert restored is not None
+        for field in (*_STORED, "boxes"):
+            ours, theirs = getattr(restored, field), getattr(live, field)
+            assert list(ours) == list(theirs) and all(torch.equal(ours[k], theirs[k]) for k in theirs)
+        assert (restored.respond_at is None) == (live.respond_at is None) == bool(live.boxes)
+        if live.respond_at is not None and restored.respond_at is not None:
+            proposals = [target["boxes"] for target in batch.targets or []]
+            ours, theirs = restored.respond_at(proposals), live.respond_at(proposals)
+            assert all(torch.equal(getattr(ours, one), getattr(theirs, one)) for one in ("logits", "boxes"))

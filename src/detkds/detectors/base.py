@@ -56,6 +56,19 @@ class Detector(nn.Module, ABC):
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image, boxes in pixels of the padded batch, best first, after suppression."""
 
+    def restore(self, output: DetectorOutput) -> DetectorOutput | None:
+        """The output of a pass in evaluation mode, from what of it was stored.
+
+        Args:
+            output: with ``features`` and, where the pass gave them, ``logits``, ``regression`` and
+                ``box_distribution`` as they came, or rounded.
+
+        Returns:
+            ``output`` with what follows from these (decoded boxes, ``respond_at``); None where this detector gives
+            more than can be stored, as is assumed unless it says otherwise.
+        """
+        return None
+
     @abstractmethod
     def home_state_dict(self) -> dict[str, Tensor]:
         """The weights under the names of the detector's home library, loadable there without this package."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,6 +74,14 @@ class DenseDetector(Detector):
         sizes = [(height, width) for height, width in batch.image_sizes.tolist()]
         found = self.model.postprocess_detections(split, [anchors] * len(sizes), sizes)
         return [Detections(one["boxes"], one["scores"], one["labels"]) for one in found]
+
+    def restore(self, output: DetectorOutput) -> DetectorOutput:
+        """Boxes are decoded from the regression; see :meth:`Detector.restore`."""
+        if not output.regression:
+            return output
+        rows = torch.cat([level.permute(0, 3, 4, 2, 1).flatten(1, 3) for level in output.regression.values()], dim=1)
+        anchors = self.grid(list(output.features.values()))
+        return replace(output, boxes=self._per_level(self.decode(rows, torch.cat(anchors)), output.features))
 
     def home_state_dict(self) -> dict[str, Tensor]:
         """The live weights under torchvision's names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -151,8 +152,7 @@ class FasterRCNN(Detector):
     def forward(self, batch: Batch) -> DetectorOutput:
         """One pass; see :meth:`Detector.forward` and the class."""
         features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
-        respond = partial(self._respond, features)
-        output = DetectorOutput(features, batch.image_sizes, self.info.layout, respond_at=respond)
+        output = self.restore(DetectorOutput(features, batch.image_sizes, self.info.layout))
         if not self.training:
             return output
         targets = None if batch.targets is None else [_shifted(target) for target in batch.targets]
@@ -179,6 +179,10 @@ class FasterRCNN(Detector):
         logits, deltas = self._regions(features, proposals)
         found = self.model.roi_heads.postprocess_detections(logits, deltas, proposals, _sizes(batch.image_sizes))
         return [Detections(boxes, scores, labels - 1) for boxes, scores, labels in zip(*found, strict=True)]
+
+    def restore(self, output: DetectorOutput) -> DetectorOutput:
+        """``respond_at`` reads the stored features; see :meth:`Detector.restore`."""
+        return replace(output, respond_at=partial(self._respond, output.features))
 
     def home_state_dict(self) -> dict[str, Tensor]:
         """The live weights under torchvision's names."""
