@@ -109,6 +109,19 @@ class DetectorConfig(Section):
     train: TrainConfig | None = None
 
 
+class CacheConfig(Section):
+    """Whether the populations of a search share the teacher's outputs through the disk; a matter of speed alone.
+
+    Attributes:
+        mode: ``auto`` keeps them, rounded to half precision, where measured times say that reading is cheaper;
+            ``cached`` keeps them wherever there is room; ``live`` runs the teacher on every batch and rounds nothing.
+        disk_gb: 10^9 bytes that they may take of the run folder's disk; at most half of what is free is taken.
+    """
+
+    mode: Literal["auto", "live", "cached"] = "auto"
+    disk_gb: Positive = 4.0
+
+
 class ProxyConfig(Section):
     """The cheap training on which candidates are ranked.
 
@@ -118,6 +131,7 @@ class ProxyConfig(Section):
         epochs, draws: as in training; everything else is taken from ``train``.
         calibration_batches: batches on which losses are filtered and relative weights are measured.
         population: candidates trained side by side on shared batches and teacher outputs.
+        cache: of the teacher's outputs between populations.
     """
 
     images: Count | None = None
@@ -126,6 +140,7 @@ class ProxyConfig(Section):
     draws: Count | None = None
     calibration_batches: Count = 4
     population: Count = 8
+    cache: CacheConfig = CacheConfig()
 
 
 class SearchConfig(Section):

@@ -71,7 +71,8 @@ def search(path: Path, *more: str) -> Any:
 
 def numbers(summary: dict[str, Any]) -> dict[str, Any]:
     """The summary without what differs between two runs of the same: names and times."""
-    kept = copy.deepcopy({key: value for key, value in summary.items() if key not in ("seconds", "name")})
+    timed = ("seconds", "name", "teacher_outputs")
+    kept = copy.deepcopy({key: value for key, value in summary.items() if key not in timed})
     for row in kept["rows"]:
         del row["seconds"]
     return kept
@@ -83,6 +84,8 @@ def test_a_search_leaves_everything_it_promises(whole: tuple[Path, Path, dict[st
     assert [row["name"] for row in summary["rows"]] == ["teacher", "plain", "plain, inherited", "pkd", "searched"]
     assert all(set(row["ap"]) == {"0", "1"} for row in summary["rows"][1:])
     assert summary["search"]["trainings"] == 5
+    assert summary["teacher_outputs"]["mode"] == "auto"
+    assert summary["teacher_outputs"]["way"] in ("cached", "shared")
     assert load_policy(folder / "policy.yaml").to_dict()["terms"] == summary["policy"]["terms"]
     assert all(term.weighting == "absolute" for term in load_policy(folder / "policy.yaml"))
     searched = folder / "students" / "searched-seed0.safetensors"

@@ -20,6 +20,7 @@ _FREE_KEYS = (
     "device",
     "plugins",
     "final",
+    "proxy.cache.disk_gb",
     "search.single_budget",
     "search.combination_budget",
     "search.confirm",

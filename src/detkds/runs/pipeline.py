@@ -20,6 +20,7 @@ from detkds.runs.listening import Listener, Meter
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.summary import summarise, write_summary
 from detkds.runs.teacher import prepare_teacher
+from detkds.runs.teacher_outputs import describe, teacher_outputs
 from detkds.runs.verdict import Row
 from detkds.runs.weights import relative_policies
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
@@ -54,6 +55,7 @@ def run(config: RunConfig, listener: Listener) -> Finished:
         with clocked(folder, "comparison"):
             rows = _comparison(plan, folder, found, listener)
         summary = summarise(plan, teacher, rows, outcome.records, confirmed, total_seconds(folder))
+        summary["teacher_outputs"] = describe(plan, folder)
         write_summary(folder, summary, outcome.records, found[0])
         write_report(folder / "report.html", summary, outcome.records, read_lines(folder / "final.jsonl"))
         _ship_student(folder, rows, config.final.seeds[0])
@@ -71,6 +73,7 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
         population=config.proxy.population,
         calibration_batches=config.proxy.calibration_batches,
         seed=config.search.seed,
+        ask_teacher=teacher_outputs(plan, setting, folder, listener),
         on_epoch=meter.epoch,
     )
     combination = settings.combination_budget if len(plan.spaces) > 1 else 0

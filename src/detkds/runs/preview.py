@@ -96,6 +96,14 @@ def combination_budget(plan: Plan) -> int:
     return plan.settings.combination_budget if len(plan.spaces) > 1 else 0
 
 
+def populations(plan: Plan) -> int:
+    """About how many populations a search trains: iterations of one study follow each other, kinds go side by side."""
+    settings, kinds = plan.settings, len(plan.spaces)
+    singles = max(1, min(plan.config.proxy.population, kinds * settings.parallel))
+    combined = max(1, min(plan.config.proxy.population, settings.parallel))
+    return math.ceil(settings.single_budget * kinds / singles) + math.ceil(combination_budget(plan) / combined)
+
+
 def confirmations(plan: Plan) -> int:
     """Trainings at the full budget between search and comparison."""
     search = plan.config.search

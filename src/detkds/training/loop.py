@@ -18,6 +18,8 @@ from detkds.training.member import Member, autocast
 
 OnStep = Callable[[Member, dict[str, Tensor]], None]
 OnEpoch = Callable[[int], None]
+AskTeacher = Callable[[int, int, Batch, bool], DetectorOutput]
+"""From an epoch, a batch's index in it, the batch, and whether responses are wanted, to the teacher's output."""
 
 
 @dataclass
@@ -40,6 +42,7 @@ def train(
     checkpoint: Path | None = None,
     rank: int = 0,
     world: int = 1,
+    ask_teacher: AskTeacher | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Clock:
@@ -53,6 +56,7 @@ def train(
         checkpoint: where the state is kept after every epoch, and taken up from where the file exists.
         rank, world: this process and the number of processes. Process 0 alone writes the checkpoint; where there are
             others, a failure ends the training, because they would wait for a member that is left behind.
+        ask_teacher: gives the teacher's output for a batch; by default the teacher is run on it.
         on_step: called with a member and its losses after each of its steps; on_epoch: with the epochs done.
     """
     clock = Clock()
@@ -61,7 +65,7 @@ def train(
         teacher.requires_grad_(False)
     for epoch in range(first_epoch, config.epochs):
         started = time.perf_counter()
-        for batch in batches(epoch):
+        for index, batch in enumerate(batches(epoch)):
             batch = batch.to(device)
             clock.data += time.perf_counter() - started
             alive = [member for member in members if member.failure is None]
@@ -70,7 +74,10 @@ def train(
             if teacher is not None and any(member.distils for member in alive):
                 responses = any(member.model.distiller.reads_responses for member in alive)
                 with autocast(device, config.amp):
-                    teacher_output = ask(teacher, batch, responses=responses)
+                    if ask_teacher is None:
+                        teacher_output = ask(teacher, batch, responses=responses)
+                    else:
+                        teacher_output = ask_teacher(epoch, index, batch, responses)
             clock.teacher += time.perf_counter() - started
             started = time.perf_counter()
             for member in alive:

@@ -22,7 +22,7 @@ from detkds.evaluation.coco_ap import Metrics, evaluate_boxes
 from detkds.evaluation.predict import predict_dataset
 from detkds.policy import Policy
 from detkds.structures import Batch
-from detkds.training.loop import OnEpoch, OnStep, train
+from detkds.training.loop import AskTeacher, OnEpoch, OnStep, train
 from detkds.training.member import Member
 
 
@@ -123,6 +123,7 @@ def train_candidates(
     distributed: bool = False,
     rank: int = 0,
     world: int = 1,
+    ask_teacher: AskTeacher | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> list[Trained]:
@@ -135,6 +136,7 @@ def train_candidates(
         checkpoint: where the state is kept after every epoch, and taken up from where the file exists.
         distributed: one of ``world`` processes of an initialised process group, number ``rank``. ``batch_size`` is then
             that of one process, and only process 0 measures.
+        ask_teacher: gives the teacher's outputs for the batches of ``seed``; by default the teacher is run on each.
 
     Raises:
         DataError: there are fewer batches than processes, or an image is broken.
@@ -165,6 +167,7 @@ def train_candidates(
         checkpoint=checkpoint,
         rank=rank,
         world=world,
+        ask_teacher=ask_teacher,
         on_step=on_step,
         on_epoch=on_epoch,
     )
@@ -187,6 +190,7 @@ def train_in_populations(
     seed: int,
     population: int,
     checkpoints: Path | None = None,
+    ask_teacher: AskTeacher | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Iterator[list[Trained]]:
     """Train any number of candidates, ``population`` at a time, and yield each population's results in order.
@@ -195,6 +199,7 @@ def train_in_populations(
 
     Args:
         checkpoints: a folder for the states of unfinished populations; they are removed when finished.
+        ask_teacher: as in :func:`train_candidates`.
     """
     waiting = list(candidates)
     while waiting:
@@ -204,7 +209,9 @@ def train_in_populations(
             names = " ".join(f"{candidate.name} {candidate.policy.key}" for candidate in chunk)
             state = checkpoints / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}-seed{seed}.state"
         try:
-            trained = train_candidates(setting, chunk, seed=seed, checkpoint=state, on_epoch=on_epoch)
+            trained = train_candidates(
+                setting, chunk, seed=seed, checkpoint=state, ask_teacher=ask_teacher, on_epoch=on_epoch
+            )
         except torch.OutOfMemoryError as error:
             if len(chunk) == 1:
                 failure = f"out of memory when trained alone: {error}"

@@ -12,7 +12,7 @@ from detkds.registry import EVALUATORS
 from detkds.search.result import Peers, Result, State
 from detkds.structures import Batch
 from detkds.training.calibrate import calibrate, probe_terms, unit
-from detkds.training.loop import OnEpoch
+from detkds.training.loop import AskTeacher, OnEpoch
 from detkds.training.population import Candidate, Setting, Trained, train_in_populations
 
 
@@ -27,6 +27,7 @@ class PopulationEvaluator:
         population: how many students train side by side; halved for good where memory runs out.
         calibration_batches: on which losses are filtered and relative weights measured.
         seed: of initial weights and data order, the same for every candidate.
+        ask_teacher: gives the teacher's outputs for the batches of ``seed``; by default the teacher is run on each.
         on_epoch: called with the epochs that a population has done.
     """
 
@@ -37,11 +38,13 @@ class PopulationEvaluator:
         population: int = 8,
         calibration_batches: int = 4,
         seed: int = 0,
+        ask_teacher: AskTeacher | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> None:
         self.setting = setting
         self.population = population
         self.seed = seed
+        self.ask_teacher = ask_teacher
         self.on_epoch = on_epoch
         batches = islice(setting.batches(seed)(0), calibration_batches)
         self.calibration: list[Batch] = [batch.to(setting.device) for batch in batches]
@@ -52,7 +55,12 @@ class PopulationEvaluator:
         waiting = [i for i, policy in enumerate(results) if isinstance(policy, Policy)]
         candidates = [Candidate(str(i), cast(Policy, results[i])) for i in waiting]
         for trained in train_in_populations(
-            self.setting, candidates, seed=self.seed, population=self.population, on_epoch=self.on_epoch
+            self.setting,
+            candidates,
+            seed=self.seed,
+            population=self.population,
+            ask_teacher=self.ask_teacher,
+            on_epoch=self.on_epoch,
         ):
             for one in trained:
                 results[int(one.candidate.name)] = _result(one)
