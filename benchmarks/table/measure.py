@@ -1,0 +1,243 @@
+"""Measure every policy of a small closed space, so that search algorithms can be compared on it in seconds.
+
+The space is one term each: all transforms and distances of ``global`` at one strength, and the whole of
+``localization``. Policies that are the same loss up to a constant are trained once. All candidates of a seed share
+initial weights, batches and augmentation; AP is measured on the validation images at every rung of one and the same
+training. The random order makes any beginning of the list a random sample.
+
+Results are appended as they come and the run resumes where it was left. Run it with
+
+    python benchmarks/table/measure.py --out runs/table
+    python benchmarks/table/measure.py --out runs/table --pack benchmarks/table/digits.jsonl.gz
+
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import detkds
+from detkds.config import RunConfig
+from detkds.policy import Policy
+from detkds.runs.plan import Plan, load_run, make_plan
+from detkds.runs.teacher import prepare_teacher
+from detkds.search.evaluators.population import PopulationEvaluator
+from detkds.search.result import Result
+from detkds.search.space import Params, Space, load_spaces, points
+from detkds.training.loop import train
+from detkds.training.member import Member
+from detkds.training.population import Setting, measure
+
+HERE = Path(__file__).parent
+RUNGS = (1, 3, 9)
+"""Epochs after which AP is measured; the last is the whole training."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a choice of the space and a seed."""
+
+    knowledge: str
+    params: Params
+    policy: Policy
+    seed: int
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """What names it in the file."""
+        return {"knowledge": self.knowledge, "params": dict(self.params), "seed": self.seed}
+
+
+def main() -> None:
+    """Measure what is missing, or pack what there is."""
+    arguments = parse_arguments()
+    config = load_run(HERE / "digits.yaml", [f"runs={arguments.out}", *arguments.overrides])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "digits.jsonl"
+    spaces = table_spaces(config, arguments.strength)
+    if not path.exists():
+        path.write_text(json.dumps(header(config, spaces)) + "\n", encoding="utf-8")
+    if arguments.pack is not None:
+        pack(path, arguments.pack)
+        return
+    done = {_name(line) for line in read_lines(path)[1:]}
+    missing = [job for job in jobs(spaces, arguments.repeats) if _name(job.line) not in done]
+    print(f"{len(done)} trainings done, {len(missing)} to do", flush=True)
+    if not missing:
+        return
+    plan = make_plan(config)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    plan = make_teacher(plan)
+    with path.open("a", encoding="utf-8") as file:
+        for count, records in enumerate(measured(plan, missing), 1):
+            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.flush()
+            spent = sum(record["seconds"] for record in records)
+            print(f"{count * config.proxy.population}/{len(missing)}  {spent / len(records):.2f} s each", flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/table"))
+    parser.add_argument("--pack", type=Path, default=None, help="write the results there as one file, and stop")
+    parser.add_argument("--strength", type=float, default=10.0, help="ratio of gradients of the global terms")
+    parser.add_argument("--repeats", type=int, default=100, help="policies that are measured with a second seed too")
+    parser.add_argument("overrides", nargs="*", help="key=value for the configuration")
+    return parser.parse_args()
+
+
+def table_spaces(config: RunConfig, strength: float) -> dict[str, Space]:
+    """Both spaces; the weight of ``global`` is fixed."""
+    spaces = load_spaces("default", "gradient", config.search.knowledge)
+    one = spaces["global"]
+    return {**spaces, "global": Space("global", {**one.genes, "weight": (strength,)}, "gradient")}
+
+
+def jobs(spaces: dict[str, Space], repeats: int) -> list[Job]:
+    """Every distinct policy once, in random order, and the first ``repeats`` of them with a second seed as well."""
+    distinct: dict[str, Job] = {}
+    for knowledge, space in spaces.items():
+        for params in points(space):
+            distinct.setdefault(space.key(params), Job(knowledge, params, space.policy(params), 0))
+    listed = list(distinct.values())
+    shuffled = [listed[i] for i in np.random.default_rng(0).permutation(len(listed))]
+    again = [Job(job.knowledge, job.params, job.policy, 1) for job in shuffled[:repeats]]
+    half = len(shuffled) // 2
+    return shuffled[:half] + again + shuffled[half:]
+
+
+def make_teacher(plan: Plan) -> Plan:
+    """The plan of the proxy: its teacher, too, is trained without the images that AP is measured on."""
+    small = replace(plan, train_data=plan.proxy_data, test_data=plan.validation_data)
+    print("teacher:", prepare_teacher(small, plan.config.folder)["ap"], flush=True)
+    return small
+
+
+def measured(plan: Plan, missing: Sequence[Job]) -> Iterator[list[dict[str, Any]]]:
+    """Filter, calibrate and train, a population at a time."""
+    setting = plan.setting(plan.train_data, plan.test_data, plan.proxy_config)
+    screens = {seed: PopulationEvaluator(setting, seed=seed) for seed in sorted({job.seed for job in missing})}
+    size = plan.config.proxy.population
+    rest = list(missing)
+    while rest:
+        chunk = [job for job in rest if job.seed == rest[0].seed][:size]
+        rest = [job for job in rest if job not in chunk]
+        started = time.perf_counter()
+        screened = screens[chunk[0].seed].screen([job.policy for job in chunk])
+        policies = {i: one for i, one in enumerate(screened) if isinstance(one, Policy)}
+        trained = train_with_rungs(setting, policies, chunk[0].seed)
+        seconds = round((time.perf_counter() - started) / len(chunk), 3)
+        yield [
+            {**job.line, **(trained[i] if i in trained else refused(one)), "seconds": seconds}
+            for i, (job, one) in enumerate(zip(chunk, screened, strict=True))
+        ]
+
+
+def train_with_rungs(setting: Setting, policies: dict[int, Policy], seed: int) -> dict[int, dict[str, Any]]:
+    """Train side by side; AP and AP50 in percent at every rung, by index."""
+    members = {
+        i: Member(
+            str(i),
+            setting.build_student(seed, True),
+            policy,
+            setting.teacher,
+            setting.config,
+            setting.steps(epochs=setting.config.epochs),
+            seed=seed,
+            device=setting.device,
+        )
+        for i, policy in policies.items()
+    }
+    found: dict[int, dict[str, Any]] = {i: {"state": "complete", "ap": [], "ap50": [], "reason": ""} for i in members}
+
+    def at_rung(epochs: int) -> None:
+        if epochs not in RUNGS:
+            return
+        for i, member in members.items():
+            if member.failure is None:
+                metrics = measure(member.student, setting)
+                found[i]["ap"].append(round(100 * metrics.ap, 4))
+                found[i]["ap50"].append(round(100 * metrics.ap50, 4))
+
+    batches = setting.batches(seed)
+    train(list(members.values()), setting.teacher, batches, setting.config, device=setting.device, on_epoch=at_rung)
+    for i, member in members.items():
+        if member.failure is not None:
+            found[i].update(state="failed", reason=member.failure)
+    return found
+
+
+def refused(result: Policy | Result) -> dict[str, Any]:
+    """The record of a policy that the filter refused."""
+    assert isinstance(result, Result)
+    return {"state": "filtered", "ap": [], "ap50": [], "reason": result.reason}
+
+
+def header(config: RunConfig, spaces: dict[str, Space]) -> dict[str, Any]:
+    """The first line: what was measured, how and where."""
+    return {
+        "format": 1,
+        "name": "digits",
+        "command": "python benchmarks/table/measure.py",
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "version": detkds.__version__,
+        "torch": torch.__version__,
+        "machine": f"{_processor()}, {config.threads} thread, {platform.system()} {platform.machine()}",
+        "rungs": list(RUNGS),
+        "spaces": {name: space.describe() for name, space in spaces.items()},
+        "setting": config.model_dump(mode="json", include={"data", "teacher", "student", "inherit", "train", "proxy"}),
+    }
+
+
+def pack(source: Path, target: Path) -> None:
+    """Compress the results, sorted so that the same results give the same file."""
+    first, *lines = read_lines(source)
+    lines.sort(key=_name)
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [first, *lines])
+    target.write_bytes(gzip.compress(text.encode(), mtime=0))
+    print(f"{target}: {len(lines)} trainings, {target.stat().st_size / 1024:.0f} KiB")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; one that a kill tore is left out."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def _name(line: dict[str, Any]) -> str:
+    return json.dumps([line["knowledge"], line["params"], line["seed"]], sort_keys=True)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, cwd=HERE, check=False).stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
