@@ -1,0 +1,261 @@
+"""A measured table of candidates: search algorithms are compared on real trainings, in seconds and without a model.
+
+Every policy of a small space was trained once, some of them with further seeds too. Policies that are the same loss up
+to a constant share one training; any spelling of them is found by its canonical key.
+
+``python -m detkds.search.table FILE`` describes a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from detkds.errors import ConfigError, DataError, UserError
+from detkds.policy import Policy
+from detkds.search.evaluators.table import TableEvaluator
+from detkds.search.result import Result, State
+from detkds.search.space import Option, Params, Space, points
+from detkds.search.table_file import Measurement, TableFile, read_table
+
+
+@dataclass(frozen=True)
+class MeasuredSpace:
+    """The part of a space that was measured, for any sampler; a choice that was not measured is not legal.
+
+    Attributes:
+        whole: the space.
+        keys: canonical keys of what was measured.
+    """
+
+    whole: Space
+    keys: frozenset[str]
+
+    @property
+    def genes(self) -> Mapping[str, tuple[Option, ...]]:
+        """As in the whole space."""
+        return self.whole.genes
+
+    def legal(self, params: Params) -> bool:
+        """Whether the choice, or another one that is the same loss, was measured."""
+        return self.whole.legal(params) and self.whole.key(params) in self.keys
+
+    def key(self, params: Params) -> str:
+        """As in the whole space."""
+        return self.whole.key(params)
+
+    def policy(self, params: Params) -> Policy:
+        """As in the whole space."""
+        return self.whole.policy(params)
+
+    def describe(self) -> dict[str, Any]:
+        """The whole space, and a digest of what was measured of it."""
+        digest = hashlib.sha256("\n".join(sorted(self.keys)).encode()).hexdigest()
+        return {"whole": self.whole.describe(), "measured": digest}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one gene does to AP, over all legal choices.
+
+    Attributes:
+        means: mean true AP of the choices with each option, less the mean of all.
+        share: fraction of the variance of true AP that the gene explains alone, 0 to 1.
+    """
+
+    means: Mapping[Option, float]
+    share: float
+
+
+class MeasuredTable:
+    """Trainings by policy.
+
+    A search sees the measurement of one seed, the lowest (*the search's seed*), as it would in a run. The *true* AP of
+    a policy is the mean over the seeds it was measured with, at the last rung, each seed less its own shift: the mean
+    difference of that seed to the search's, over the policies that both measured. A policy that was measured once has
+    that value as its true AP, so that regret has the noise of one seed in it, and the best AP is the luckiest one's.
+
+    Attributes:
+        header: the first line of the file: what was measured, how and where.
+        rungs: epochs after which AP was measured; the last is the whole training.
+        spaces: the whole space of every kind of knowledge.
+        seed: the search's.
+    """
+
+    def __init__(self, file: TableFile) -> None:
+        self.header, self.rungs, self.spaces = file.header, file.rungs, file.spaces
+        self.seed = min((one.seed for one in file.measurements), default=0)
+        self._by_key: dict[str, dict[str, dict[int, Measurement]]] = {name: {} for name in self.spaces}
+        for one in file.measurements:
+            seeds = self._by_key[one.knowledge].setdefault(self.spaces[one.knowledge].key(one.params), {})
+            seeds.setdefault(one.seed, one)  # twins that were trained both, by rules of another version: the first
+        self._kind = {key: name for name, found in self._by_key.items() for key in found}
+        self._shifts = self._seed_shifts()
+        self._truth = {name: self._true_aps(name) for name in self.spaces}
+
+    @classmethod
+    def load(cls, path: str | Path) -> MeasuredTable:
+        """Read a table; see :mod:`detkds.search.table_file` for its format.
+
+        Raises:
+            DataError: listing every fault of the file, or a kind of knowledge of which nothing was completed.
+        """
+        table = cls(read_table(path))
+        empty = [name for name, truth in table._truth.items() if not truth]
+        if empty:
+            raise DataError(f"{path}: {name}: no training with seed {table.seed} was completed" for name in empty)
+        return table
+
+    def space(self, knowledge: str) -> MeasuredSpace:
+        """What can be searched: everything measured with the search's seed, refused and failed candidates too."""
+        found = self._by_key[knowledge]
+        return MeasuredSpace(self.spaces[knowledge], frozenset(key for key in found if self.seed in found[key]))
+
+    def evaluator(self, knowledge: str) -> TableEvaluator:
+        """Looks candidates up, as measured with the search's seed."""
+        found = self._by_key[knowledge]
+        return TableEvaluator(
+            {key: self._result(seeds[self.seed]) for key, seeds in found.items() if self.seed in seeds}
+        )
+
+    @cached_property
+    def best(self) -> Mapping[str, Policy]:
+        """The policy of highest true AP of every kind of knowledge."""
+        best = {name: max(truth, key=lambda key: truth[key]) for name, truth in self._truth.items()}
+        return {name: self._policy(key) for name, key in best.items()}
+
+    @cached_property
+    def median(self) -> Mapping[str, Policy]:
+        """The policy in the middle by true AP (of an even number the lower one) of every kind of knowledge."""
+        ranked = {name: sorted(truth, key=lambda key: truth[key]) for name, truth in self._truth.items()}
+        return {name: self._policy(keys[(len(keys) - 1) // 2]) for name, keys in ranked.items()}
+
+    def true_ap(self, policy: Policy) -> float:
+        """The mean over seeds at the last rung; see the class.
+
+        Raises:
+            ConfigError: it was not measured, or not completed.
+        """
+        kind = self._kind.get(policy.key)
+        if kind is None or policy.key not in self._truth[kind]:
+            raise ConfigError(f"policy: expected one that was measured, got {policy}")
+        return self._truth[kind][policy.key]
+
+    def regret(self, policy: Policy) -> float:
+        """AP that the best policy of the same kind of knowledge has more; 0 for the best.
+
+        Raises:
+            ConfigError: the policy was not measured, or not completed.
+        """
+        found = self.true_ap(policy)
+        return max(self._truth[self._kind[policy.key]].values()) - found
+
+    @cached_property
+    def noise(self) -> float:
+        """Standard deviation between seeds of one policy at the last rung, without the shift common to all.
+
+        nan where fewer than two policies were measured with several seeds.
+        """
+        repeated = [aps for aps in self._aps().values() if len(aps) > 1]
+        squares = sum(np.sum((np.array(aps) - np.mean(aps)) ** 2) for aps in repeated)
+        freedom = sum(len(aps) - 1 for aps in repeated) - (len(self._shifts) - 1)
+        return math.sqrt(squares / freedom) if freedom > 0 else math.nan
+
+    def aps(self, knowledge: str) -> dict[str, tuple[float, ...]]:
+        """AP at every rung with the search's seed, by canonical key, of what was completed."""
+        return {key: self._by_key[knowledge][key][self.seed].ap for key in self._truth[knowledge]}
+
+    def measurements(self, knowledge: str) -> list[Measurement]:
+        """All trainings of distinct losses of one kind of knowledge."""
+        return [one for seeds in self._by_key[knowledge].values() for one in seeds.values()]
+
+    def rank_correlation(self, knowledge: str) -> dict[tuple[int, int], float]:
+        """Kendall's tau between AP at each two rungs (in epochs) of the same trainings."""
+        columns = np.array(list(self.aps(knowledge).values())).T
+        pairs = combinations(range(len(self.rungs)), 2)
+        return {(self.rungs[a], self.rungs[b]): kendall(columns[a], columns[b]) for a, b in pairs}
+
+    def effects(self, knowledge: str) -> dict[str, Effect]:
+        """The main effect of every gene, over all legal choices that were completed, as they are written."""
+        space, truth = self.space(knowledge), self._truth[knowledge]
+        chosen = [params for params in points(space) if space.key(params) in truth]
+        values = np.array([truth[space.key(params)] for params in chosen])
+        effects = {}
+        for gene in space.genes:
+            by_option: defaultdict[Option, list[float]] = defaultdict(list)
+            for params, value in zip(chosen, values - values.mean(), strict=True):
+                by_option[params[gene]].append(value)
+            means = {option: float(np.mean(by_option[option])) for option in space.genes[gene] if by_option[option]}
+            between = sum(len(by_option[option]) * mean**2 for option, mean in means.items())
+            effects[gene] = Effect(means, float(between / max(np.sum((values - values.mean()) ** 2), 1e-12)))
+        return effects
+
+    def _result(self, one: Measurement) -> Result:
+        if one.state is not State.COMPLETE:
+            return Result(one.state, reason=one.reason, trained=one.state is State.FAILED, seconds=one.seconds)
+        metrics, epochs = {"AP50": one.ap50[-1]}, float(self.rungs[-1])
+        return Result(State.COMPLETE, one.ap[-1], metrics, seconds=one.seconds, epochs=epochs)
+
+    def _policy(self, key: str) -> Policy:
+        one = next(iter(self._by_key[self._kind[key]][key].values()))
+        return self.spaces[one.knowledge].policy(one.params)
+
+    def _seed_shifts(self) -> dict[int, float]:
+        """By how much AP at the last rung is higher with a seed than with the search's."""
+        differences: defaultdict[int, list[float]] = defaultdict(list)
+        for found in self._by_key.values():
+            for seeds in found.values():
+                own = seeds.get(self.seed)
+                for seed, one in seeds.items():
+                    if own is not None and own.state is one.state is State.COMPLETE:
+                        differences[seed].append(one.ap[-1] - own.ap[-1])
+        return {seed: float(np.mean(values)) for seed, values in differences.items()}
+
+    def _true_aps(self, knowledge: str) -> dict[str, float]:
+        aps = self._aps()
+        return {key: float(np.mean(aps[key])) for key in self._by_key[knowledge] if key in aps}
+
+    def _aps(self) -> dict[str, list[float]]:
+        """AP at the last rung less the seed's shift, by key, of what was completed with the search's seed."""
+        found: dict[str, list[float]] = {}
+        for by_key in self._by_key.values():
+            for key, seeds in by_key.items():
+                done = [one for one in seeds.values() if one.state is State.COMPLETE and one.seed in self._shifts]
+                if any(one.seed == self.seed for one in done):
+                    found[key] = [one.ap[-1] - self._shifts[one.seed] for one in done]
+        return found
+
+
+def kendall(first: Any, second: Any) -> float:
+    """Kendall's tau-b of two lists of numbers; nan where one of them is constant or shorter than 2."""
+    return float(stats.kendalltau(first, second)[0]) if len(first) > 1 else math.nan
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Describe a table in Markdown."""
+    from detkds.search.table_text import describe
+
+    parser = argparse.ArgumentParser(prog="python -m detkds.search.table", description="Describe a measured table.")
+    parser.add_argument("file", type=Path)
+    try:
+        sys.stdout.write(describe(MeasuredTable.load(parser.parse_args(arguments).file)))
+    except UserError as error:
+        sys.stderr.write("\n".join(error.faults) + "\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
