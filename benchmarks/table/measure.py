@@ -41,7 +41,7 @@ from detkds.training.member import Member
 from detkds.training.population import Setting, measure
 
 HERE = Path(__file__).parent
-RUNGS = (1, 3, 9)
+RUNGS = (3, 9)
 """Epochs after which AP is measured; the last is the whole training."""
 
 
