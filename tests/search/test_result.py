@@ -34,6 +34,8 @@ def test_rank_keeps_the_best_of_each_policy_and_leaves_out_what_was_not_complete
 
 def test_a_pruned_candidate_is_never_fitter_than_a_completed_one():
     assert fitness(State.PRUNED, 99.0, {}) < fitness(State.COMPLETE, 1.0, {})
+    assert fitness(State.PRUNED, 2.0, {}, [5.0, 2.0]) > fitness(State.PRUNED, 4.0, {}, [4.0])  # it got further
+    assert fitness(State.COMPLETE, 1.0, {}, [9.0]) > fitness(State.PRUNED, 2.0, {}, [5.0, 2.0])
     assert fitness(State.COMPLETE, 1.0, {"AP50": 2.0}) > fitness(State.COMPLETE, 1.0, {"AP50": math.nan})
 
 

@@ -80,7 +80,7 @@ def test_states_are_kept_apart(space):
     results = iter([
         Result(State.COMPLETE, 30.0, {"AP50": 45.0, "odd": math.nan}, seconds=2.0),
         Result(State.FILTERED, reason="loss is 312 on batch 2", trained=False),
-        Result(State.PRUNED, 12.0, reason="losing at rung 1"),
+        Result(State.PRUNED, 12.0, reason="losing at rung 2", rungs=(14.0, 12.0), epochs=3),
         Result(State.FAILED, reason="out of memory"),
         Result(State.COMPLETE, math.nan),
         Result(State.COMPLETE, 31.0),
@@ -98,7 +98,9 @@ def test_states_are_kept_apart(space):
     first, refused, pruned, failed, nan, _ = study.records
     assert first.metrics == {"AP50": 45.0} and first.seconds == 2.0
     assert refused.reason == "loss is 312 on batch 2" and refused.ap is None
-    assert pruned.ap == 12.0 and failed.ap is None and failed.reason == "out of memory"
+    assert pruned.ap == 12.0 and pruned.rungs == (14.0, 12.0) and pruned.epochs == 3
+    assert trials[2].intermediate_values == {1: 14.0, 2: 12.0} and trials[2].value == 12.0
+    assert failed.ap is None and failed.reason == "out of memory"
     assert nan.ap is None and "finite" in nan.reason
     members = study.sampler.population(study.sampler.history(study._study)).members
     assert {member.number for member in members} == {0, 2, 5}

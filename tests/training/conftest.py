@@ -10,9 +10,12 @@ import torch
 
 from detkds import Policy, Term
 from detkds.config import TrainConfig
+from detkds.data.coco import CocoDataset, load_coco
+from detkds.data.digits import make_digits
 from detkds.detectors import Detector, build_detector
 from detkds.structures import Batch, Target
 from detkds.training.member import Member
+from detkds.training.population import Setting
 
 DETECTORS = ("retinanet", "fcos", "faster_rcnn")
 CPU = torch.device("cpu")
@@ -137,3 +140,29 @@ def config() -> TrainConfig:
 def same() -> Callable[..., bool]:
     """``same(a, b)``: whether two state dicts are equal to the last bit."""
     return same_weights
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoDataset, CocoDataset]:
+    """7 and 3 images of 64 pixels, 2 classes."""
+    parts = make_digits(tmp_path_factory.mktemp("digits") / "set", train=7, val=3, size=64, num_classes=2)
+    return load_coco(*parts[0]), load_coco(*parts[1])
+
+
+@pytest.fixture
+def setting(few_digits: tuple[CocoDataset, CocoDataset]) -> Callable[..., Setting]:
+    """``setting(detector, epochs=...)``: narrow students on a few digits, three steps an epoch."""
+
+    def build(name: str = "retinanet", **changes: Any) -> Setting:
+        config = TrainConfig(**{"epochs": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, **changes})
+        return Setting(
+            teacher=make_teacher(name),
+            build_student=lambda seed, inherit: make_detector(name, seed=seed if inherit else seed + 100),
+            train_data=few_digits[0],
+            test_data=few_digits[1],
+            config=config,
+            size=64,
+            device=CPU,
+        )
+
+    return build

@@ -8,39 +8,12 @@ import pytest
 import torch
 
 from detkds import Policy, Term
-from detkds.config import TrainConfig
-from detkds.data.coco import CocoDataset, load_coco
-from detkds.data.digits import make_digits
 from detkds.data.loader import batch_count
 from detkds.errors import DataError
 from detkds.training import population
-from detkds.training.population import Candidate, Setting, train_candidates, train_in_populations
+from detkds.training.population import Candidate, train_candidates, train_in_populations
 
-CPU = torch.device("cpu")
 FITNETS = Policy([Term("global", [], "l2", 0.1)])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoDataset, CocoDataset]:
-    parts = make_digits(tmp_path_factory.mktemp("digits") / "set", train=7, val=3, size=64, num_classes=2)
-    return load_coco(*parts[0]), load_coco(*parts[1])
-
-
-@pytest.fixture
-def setting(data, detector, teacher):
-    def build(**changes) -> Setting:
-        config = TrainConfig(**{"epochs": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, **changes})
-        return Setting(
-            teacher=teacher(),
-            build_student=lambda seed, inherit: detector("retinanet", seed=seed if inherit else seed + 100),
-            train_data=data[0],
-            test_data=data[1],
-            config=config,
-            size=64,
-            device=CPU,
-        )
-
-    return build
 
 
 @pytest.mark.parametrize(

@@ -169,18 +169,20 @@ class Record:
 def rank(records: Sequence[Record]) -> list[Record]:
     """Completed records, best first: by AP, then AP50, then the earlier one; one per distinct policy."""
     done = [record for record in records if record.state is State.COMPLETE and record.ap is not None]
-    done.sort(key=lambda record: fitness(record.state, record.ap, record.metrics), reverse=True)
+    done.sort(key=lambda record: fitness(record.state, record.ap, record.metrics, record.rungs), reverse=True)
     best: dict[str, Record] = {}
     for record in done:
         best.setdefault(record.key, record)
     return list(best.values())
 
 
-def fitness(state: State | None, ap: float | None, metrics: Mapping[str, float]) -> tuple[int, float, float]:
-    """What candidates are compared by: a completed one beats a pruned one, then AP, then AP50."""
+def fitness(
+    state: State | None, ap: float | None, metrics: Mapping[str, float], rungs: Sequence[float] = ()
+) -> tuple[float, float, float]:
+    """What candidates are compared by: a completed one beats a pruned one, a later rung an earlier, then AP, AP50."""
     ap50 = metrics.get("AP50", -math.inf)
     return (
-        int(state is State.COMPLETE),
+        math.inf if state is State.COMPLETE else float(len(rungs)),
         ap if ap is not None and math.isfinite(ap) else -math.inf,
         ap50 if ap50 is not None and math.isfinite(ap50) else -math.inf,
     )

@@ -20,6 +20,7 @@ OnStep = Callable[[Member, dict[str, Tensor]], None]
 OnEpoch = Callable[[int], None]
 AskTeacher = Callable[[int, int, Batch, bool], DetectorOutput]
 """From an epoch, a batch's index in it, the batch, and whether responses are wanted, to the teacher's output."""
+AtRung = Callable[[int, Sequence[Member]], None]
 
 
 @dataclass
@@ -43,10 +44,14 @@ def train(
     rank: int = 0,
     world: int = 1,
     ask_teacher: AskTeacher | None = None,
+    rungs: Sequence[int] = (),
+    at_rung: AtRung | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Clock:
-    """Train all members side by side; a member that fails is left behind with its reason, the others go on.
+    """Train all members side by side; one that fails or is stopped is left behind with its reason, the others go on.
+
+    The training ends early where none is left.
 
     Args:
         members: students with their distillers; each may follow another policy.
@@ -57,6 +62,8 @@ def train(
         rank, world: this process and the number of processes. Process 0 alone writes the checkpoint; where there are
             others, a failure ends the training, because they would wait for a member that is left behind.
         ask_teacher: gives the teacher's output for a batch; by default the teacher is run on it.
+        rungs, at_rung: epochs after which ``at_rung`` is called with the rung's index and the members still in
+            training; it measures and may stop them, and must leave them otherwise as they are. One process only.
         on_step: called with a member and its losses after each of its steps; on_epoch: with the epochs done.
     """
     clock = Clock()
@@ -64,11 +71,13 @@ def train(
     if teacher is not None:
         teacher.requires_grad_(False)
     for epoch in range(first_epoch, config.epochs):
+        if not any(member.alive for member in members):
+            break
         started = time.perf_counter()
         for index, batch in enumerate(batches(epoch)):
             batch = batch.to(device)
             clock.data += time.perf_counter() - started
-            alive = [member for member in members if member.failure is None]
+            alive = [member for member in members if member.alive]
             started = time.perf_counter()
             teacher_output = None
             if teacher is not None and any(member.distils for member in alive):
@@ -95,6 +104,8 @@ def train(
             clock.students += time.perf_counter() - started
             clock.steps += 1
             started = time.perf_counter()
+        if at_rung is not None and epoch + 1 in rungs:
+            at_rung(rungs.index(epoch + 1), [member for member in members if member.alive])
         if checkpoint is not None and rank == 0:
             save_state(checkpoint, members, epoch + 1)
         if on_epoch is not None:

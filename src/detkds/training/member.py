@@ -46,7 +46,9 @@ class Member:
 
     Attributes:
         name: what it is called in logs and checkpoints.
-        failure: why its training ended early, or None.
+        failure: the error that ended its training, or None.
+        stopped: why it was stopped early though nothing is wrong with it, or None.
+        rungs: its AP, a fraction, wherever it was measured on the way.
         steps: optimiser steps taken.
     """
 
@@ -70,6 +72,8 @@ class Member:
         self.device = device
         self.steps = 0
         self.failure: str | None = None
+        self.stopped: str | None = None
+        self.rungs: list[float] = []
         distiller = Distiller(policy, student=student, teacher=teacher if teacher is not None else student, seed=seed)
         self.model = DistilledStudent(student, distiller).to(device)
         if config.channels_last:
@@ -80,6 +84,11 @@ class Member:
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still in training."""
+        return self.failure is None and self.stopped is None
 
     @property
     def distils(self) -> bool:
@@ -140,6 +149,8 @@ class Member:
             "average": None if self.average is None else self.average.state_dict(),
             "steps": self.steps,
             "failure": self.failure,
+            "stopped": self.stopped,
+            "rungs": self.rungs,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,6 +161,7 @@ class Member:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.steps, self.failure = state["steps"], state["failure"]
+        self.stopped, self.rungs = state.get("stopped"), list(state.get("rungs", ()))  # older states have neither
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +29,29 @@ from detkds.training.member import Member
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy to train a student with. Without ``inherit`` the student keeps its own initial neck and head."""
+    """A policy to train a student with. Without ``inherit`` the student keeps its own initial neck and head.
+
+    Candidates of one ``group``, which stand together in a sequence, are not shared out over several populations where
+    one can hold them.
+    """
 
     name: str
     policy: Policy
     inherit: bool = True
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Where candidates are measured in the midst of their training, and who stops there.
+
+    Attributes:
+        epochs: after which AP is measured on the setting's test images, ascending.
+        stops: from the index of a rung and the AP there, a fraction, by candidate's name, to those that stop and why.
+    """
+
+    epochs: tuple[int, ...]
+    stops: Callable[[int, Mapping[str, float]], Mapping[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,13 +124,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a candidate: its student and metrics, or the reason for its failure."""
+    """What became of a candidate.
+
+    Attributes:
+        student: as it is after its last step.
+        metrics: of the student at the end; None where it failed or was stopped.
+        failure: the error that ended it, or None; stopped: why it was stopped at its last rung, or None.
+        seconds: wall time spent on it; what candidates share is split by their steps.
+        epochs: passes it was trained for.
+        rungs: AP, a fraction, at each rung it reached.
+    """
 
     candidate: Candidate
     student: Detector
     metrics: Metrics | None
     failure: str | None
     seconds: float
+    stopped: str | None = None
+    epochs: float = 0.0
+    rungs: tuple[float, ...] = ()
 
 
 def train_candidates(
@@ -124,12 +155,13 @@ def train_candidates(
     rank: int = 0,
     world: int = 1,
     ask_teacher: AskTeacher | None = None,
+    rungs: Rungs | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> list[Trained]:
     """Train and evaluate all candidates side by side, in order.
 
-    The result of a candidate does not depend on the company it is trained in.
+    The student of a candidate does not depend on the company it is trained in, nor on being measured at rungs.
 
     Args:
         seed: of initial weights, data order and augmentation, the same for every candidate.
@@ -137,6 +169,7 @@ def train_candidates(
         distributed: one of ``world`` processes of an initialised process group, number ``rank``. ``batch_size`` is then
             that of one process, and only process 0 measures.
         ask_teacher: gives the teacher's outputs for the batches of ``seed``; by default the teacher is run on each.
+        rungs: where losing candidates stop; None trains all to the end.
 
     Raises:
         DataError: there are fewer batches than processes, or an image is broken.
@@ -168,19 +201,48 @@ def train_candidates(
         rank=rank,
         world=world,
         ask_teacher=ask_teacher,
+        rungs=() if rungs is None else rungs.epochs,
+        at_rung=None if rungs is None else lambda rung, alive: _climb(rungs, rung, alive, setting),
         on_step=on_step,
         on_epoch=on_epoch,
     )
-    share = (time.perf_counter() - started) / max(1, len(members))
+    shared = (time.perf_counter() - started) / max(1, sum(member.steps for member in members))
     results = []
     for candidate, member in zip(candidates, members, strict=True):
         began = time.perf_counter()
         metrics = None
-        if member.failure is None and rank == 0:
+        if member.alive and rank == 0:
             metrics = measure(member.student, setting)
-        seconds = share + time.perf_counter() - began
-        results.append(Trained(candidate, member.student, metrics, member.failure, seconds))
+        seconds = shared * member.steps + time.perf_counter() - began
+        epochs = member.steps * setting.config.epochs / total_steps
+        results.append(
+            Trained(
+                candidate,
+                member.student,
+                metrics,
+                member.failure,
+                seconds,
+                stopped=member.stopped,
+                epochs=epochs,
+                rungs=tuple(member.rungs),
+            )
+        )
     return results
+
+
+def _climb(rungs: Rungs, rung: int, members: Sequence[Member], setting: Setting) -> None:
+    """Measure members at a rung and stop those that lose; an AP that is no number is a failure."""
+    aps: dict[str, float] = {}
+    for member in members:
+        ap = measure(member.student, setting).ap
+        if math.isfinite(ap):
+            aps[member.name] = ap
+            member.rungs.append(ap)
+        else:
+            member.failure = f"AP after epoch {rungs.epochs[rung]} is not a finite number: {ap}"
+    stops = rungs.stops(rung, aps)
+    for member in members:
+        member.stopped = stops.get(member.name)
 
 
 def train_in_populations(
@@ -191,6 +253,7 @@ def train_in_populations(
     population: int,
     checkpoints: Path | None = None,
     ask_teacher: AskTeacher | None = None,
+    rungs: Rungs | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Iterator[list[Trained]]:
     """Train any number of candidates, ``population`` at a time, and yield each population's results in order.
@@ -200,17 +263,24 @@ def train_in_populations(
     Args:
         checkpoints: a folder for the states of unfinished populations; they are removed when finished.
         ask_teacher: as in :func:`train_candidates`.
+        rungs: where losing candidates stop; None trains all to the end.
     """
     waiting = list(candidates)
     while waiting:
-        chunk = waiting[:population]
+        chunk = _next_population(waiting, population)
         state = None
         if checkpoints is not None:
             names = " ".join(f"{candidate.name} {candidate.policy.key}" for candidate in chunk)
             state = checkpoints / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}-seed{seed}.state"
         try:
             trained = train_candidates(
-                setting, chunk, seed=seed, checkpoint=state, ask_teacher=ask_teacher, on_epoch=on_epoch
+                setting,
+                chunk,
+                seed=seed,
+                checkpoint=state,
+                ask_teacher=ask_teacher,
+                rungs=rungs,
+                on_epoch=on_epoch,
             )
         except torch.OutOfMemoryError as error:
             if len(chunk) == 1:
@@ -225,6 +295,15 @@ def train_in_populations(
         yield trained
         if state is not None:
             state.unlink(missing_ok=True)
+
+
+def _next_population(waiting: Sequence[Candidate], population: int) -> list[Candidate]:
+    """The first candidates, at most ``population``; a group is cut in two only where it stands at the beginning."""
+    count = min(population, len(waiting))
+    if count < len(waiting) and (group := waiting[count].group):
+        begin = next(place for place, candidate in enumerate(waiting) if candidate.group == group)
+        count = min(count, begin) or count
+    return list(waiting[:count])
 
 
 def measure(detector: Detector, setting: Setting) -> Metrics:

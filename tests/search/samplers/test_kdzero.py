@@ -53,6 +53,15 @@ def test_only_completed_trials_say_what_is_worst(grid):
         "o0", "o1", "o2", "o3")  # fmt: skip
 
 
+def test_an_option_that_always_loses_at_a_rung_is_dropped(grid):
+    """o0 completes at 1, 2, 3; o3 has higher AP but is pruned each time, so it counts as 1, the worst completed."""
+    sampler = ShrinkingEvolution(grid(4, 3), 0, SearchSettings(single_budget=36))
+    found = [entry(n, f"o{n % 4}", 1.0 + n // 4 + n % 4) for n in range(12)]
+    pruned = [replace(one, state=State.PRUNED) if one.params["g0"] == "o3" else one for one in found]
+    assert sampler.options_left(found)["g0"] == ("o1", "o2", "o3")
+    assert sampler.options_left(pruned)["g0"] == ("o0", "o1", "o2")
+
+
 def test_dropped_options_are_not_proposed_again(grid, run, separable, total):
     space = grid(8, 8, 8)
     effects = separable(space, 0)

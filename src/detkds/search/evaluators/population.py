@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import cast
 
 from detkds.policy import Policy
 from detkds.registry import EVALUATORS
+from detkds.search.halving import Contest, Halving
 from detkds.search.result import Peers, Result, State
 from detkds.structures import Batch
 from detkds.training.calibrate import calibrate, probe_terms, unit
 from detkds.training.loop import AskTeacher, OnEpoch
-from detkds.training.population import Candidate, Setting, Trained, train_in_populations
+from detkds.training.population import Candidate, Rungs, Setting, Trained, train_in_populations
 
 
 @EVALUATORS.register("population")
@@ -26,9 +28,13 @@ class PopulationEvaluator:
         setting: the proxy: its test data are the part of the training images kept for validation.
         population: how many students train side by side; halved for good where memory runs out.
         calibration_batches: on which losses are filtered and relative weights measured.
+        halving: stops losing candidates early; None trains all to the end.
         seed: of initial weights and data order, the same for every candidate.
         ask_teacher: gives the teacher's outputs for the batches of ``seed``; by default the teacher is run on each.
         on_epoch: called with the epochs that a population has done.
+
+    Raises:
+        ConfigError: a rung of ``halving`` lies at or behind the end of the setting's training.
     """
 
     def __init__(
@@ -37,11 +43,15 @@ class PopulationEvaluator:
         *,
         population: int = 8,
         calibration_batches: int = 4,
+        halving: Halving | None = None,
         seed: int = 0,
         ask_teacher: AskTeacher | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> None:
+        if halving is not None:
+            halving.check(setting.config.epochs)
         self.setting = setting
+        self.halving = halving
         self.population = population
         self.seed = seed
         self.ask_teacher = ask_teacher
@@ -50,16 +60,19 @@ class PopulationEvaluator:
         self.calibration: list[Batch] = [batch.to(setting.device) for batch in batches]
 
     def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
-        """One result per policy, in order."""
+        """One result per policy, in order; without ``peers`` all are compared with one another."""
+        rungs = None if self.halving is None else _rungs(Contest(self.halving, policies, peers))
+        groups = [one.group for one in peers] if self.halving and peers else [""] * len(policies)
         results: list[Policy | Result] = list(self.screen(policies))
         waiting = [i for i, policy in enumerate(results) if isinstance(policy, Policy)]
-        candidates = [Candidate(str(i), cast(Policy, results[i])) for i in waiting]
+        candidates = [Candidate(str(i), cast(Policy, results[i]), group=groups[i]) for i in waiting]
         for trained in train_in_populations(
             self.setting,
             candidates,
             seed=self.seed,
             population=self.population,
             ask_teacher=self.ask_teacher,
+            rungs=rungs,
             on_epoch=self.on_epoch,
         ):
             for one in trained:
@@ -82,13 +95,28 @@ class PopulationEvaluator:
         return screened
 
 
+def _rungs(contest: Contest) -> Rungs:
+    """The contest in the terms of training: candidates by name, AP as a fraction."""
+
+    def stops(rung: int, aps: Mapping[str, float]) -> dict[str, str]:
+        points = {int(name): 100 * ap for name, ap in aps.items()}
+        return {str(place): reason for place, reason in contest.arrive(rung, points).items()}
+
+    return Rungs(contest.halving.rungs, stops)
+
+
 def _result(trained: Trained) -> Result:
-    if trained.failure is not None or trained.metrics is None:
-        return Result(State.FAILED, reason=trained.failure or "not measured", policy=trained.candidate.policy)
-    return Result(
+    rungs = tuple(100 * ap for ap in trained.rungs)
+    whole = Result(
         State.COMPLETE,
-        ap=100 * trained.metrics.ap,
-        metrics={"AP50": 100 * trained.metrics.ap50},
         seconds=trained.seconds,
         policy=trained.candidate.policy,
-    ).checked()
+        rungs=rungs,
+        epochs=trained.epochs,
+    )
+    if trained.stopped is not None:
+        return replace(whole, state=State.PRUNED, ap=rungs[-1], reason=trained.stopped)
+    if trained.failure is not None or trained.metrics is None:
+        return replace(whole, state=State.FAILED, reason=trained.failure or "not measured")
+    metrics = trained.metrics
+    return replace(whole, ap=100 * metrics.ap, metrics={"AP50": 100 * metrics.ap50}).checked()

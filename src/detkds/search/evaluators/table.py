@@ -11,6 +11,7 @@ import numpy as np
 
 from detkds.policy import Policy, Term
 from detkds.registry import EVALUATORS, expression
+from detkds.search.halving import Halving, halved
 from detkds.search.result import Peers, Result, State
 
 
@@ -21,21 +22,25 @@ class TableEvaluator:
     Args:
         table: AP (or a whole result) by canonical key, or a function of the policy that gives either.
         missing: the AP of a policy that is not in the table; None makes it ``FILTERED``.
+        halving: stops losing candidates by the rung APs of their results; None gives results as they stand.
     """
 
     def __init__(
         self,
         table: Mapping[str, float | Result] | Callable[[Policy], float | Result],
         missing: float | None = None,
+        halving: Halving | None = None,
     ) -> None:
         self._table = table
         self._missing = missing
+        self._halving = halving
         self.calls: list[list[str]] = []
 
     def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
         """One result per policy; ``calls`` keeps the keys that were asked for."""
         self.calls.append([policy.key for policy in policies])
-        return [self._look_up(policy) for policy in policies]
+        results = [self._look_up(policy) for policy in policies]
+        return results if self._halving is None else halved(self._halving, policies, peers, results)
 
     def _look_up(self, policy: Policy) -> Result:
         if callable(self._table):
@@ -63,6 +68,7 @@ class SyntheticLandscape:
         interaction: deviation of the pairwise effects relative to the main ones; 0 is separable.
         noise: deviation of what measuring adds, in AP; the same each time a policy is measured.
         rejected: fraction of policies that are filtered.
+        halving: stops losing candidates; the noise doubles with every rung before the end.
     """
 
     seed: int = 0
@@ -71,11 +77,13 @@ class SyntheticLandscape:
     interaction: float = 0.6
     noise: float = 0.15
     rejected: float = 0.1
+    halving: Halving | None = None
     _effects: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
         """Measure policies: true AP plus noise, or filtered."""
-        return [self._measure(policy) for policy in policies]
+        results = [self._measure(policy) for policy in policies]
+        return results if self.halving is None else halved(self.halving, policies, peers, results)
 
     def true_ap(self, policy: Policy) -> float:
         """The AP without noise."""
@@ -97,8 +105,10 @@ class SyntheticLandscape:
         key = policy.key
         if self._generator(f"reject {key}").random() < self.rejected:
             return Result(State.FILTERED, reason="synthetic: rejected", trained=False)
-        ap = self.true_ap(policy) + self.noise * float(self._generator(f"noise {key}").standard_normal())
-        return Result(State.COMPLETE, ap, {"AP50": 1.5 * ap})
+        count = len(self.halving.rungs) if self.halving is not None else 0
+        draws = self._generator(f"noise {key}").standard_normal(count + 1)
+        ap, *rungs = (self.true_ap(policy) + self.noise * 2**step * float(draw) for step, draw in enumerate(draws))
+        return Result(State.COMPLETE, ap, {"AP50": 1.5 * ap}, rungs=tuple(reversed(rungs)))
 
     def _normal(self, text: str) -> float:
         if text not in self._effects:

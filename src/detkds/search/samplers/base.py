@@ -35,7 +35,7 @@ class Entry:
     params: Params
     key: str
     state: State | None
-    fitness: tuple[int, float, float]
+    fitness: tuple[float, float, float]
     role: str
     iteration: int
     twin: bool
@@ -135,7 +135,7 @@ class SearchSampler(BaseSampler):
             params=trial.params,
             key=self.space.key(trial.params),
             state=state,
-            fitness=fitness(state, attrs.get("ap", trial.value), attrs.get("metrics", {})),
+            fitness=fitness(state, attrs.get("ap", trial.value), attrs.get("metrics", {}), attrs.get("rungs", ())),
             role=note.get("role", ""),
             iteration=note.get("iteration", 0),
             twin="twin_of" in attrs,

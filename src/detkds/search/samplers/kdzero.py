@@ -56,9 +56,9 @@ class ShrinkingEvolution(SearchSampler):
     """Evolution whose parents are crossed, and which drops the options that did worst after each third of the budget.
 
     Of each gene the worst ``shrink`` of its options by mean AP are dropped, rounded down, where they were measured at
-    least three times. What is dropped depends on the trials of that third and earlier ones alone. Once the shrunk
-    space is used up the whole space is searched on. A search that is continued with another budget shrinks at other
-    trials from there on.
+    least three times; a pruned candidate counts as the worst that was completed. What is dropped depends on the trials
+    of that third and earlier ones alone. Once the shrunk space is used up the whole space is searched on. A search that
+    is continued with another budget shrinks at other trials from there on.
 
     Source: KD-Zero (Li et al., NeurIPS 2023) describes crossover, mutation and shrinkage; its numbers and its second
     objective, the sharpness of the loss landscape, are not public, so AP alone decides and the numbers are ours.
@@ -123,9 +123,11 @@ class ShrinkingEvolution(SearchSampler):
 
     def _keep(self, name: str, options: tuple[Option, ...], measured: Sequence[Entry]) -> tuple[Option, ...]:
         aps: defaultdict[Option, list[float]] = defaultdict(list)
+        worst_ap = min((entry.fitness[1] for entry in measured if entry.state is State.COMPLETE), default=0.0)
         for entry in measured:
-            if entry.state is State.COMPLETE:
-                aps[entry.params[name]].append(entry.fitness[1])
+            if entry.state is not State.FAILED:
+                completed = entry.state is State.COMPLETE
+                aps[entry.params[name]].append(entry.fitness[1] if completed else worst_ap)
         ranked = sorted((option for option in options if aps[option]), key=lambda option: float(np.mean(aps[option])))
         worst = ranked[: math.floor(self.shrink * len(options) + 1e-9)]
         return tuple(option for option in options if option not in worst or len(aps[option]) < LEAST_EVALUATIONS)

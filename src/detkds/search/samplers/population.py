@@ -106,7 +106,7 @@ def parent_pool(members: Sequence[Entry], settings: SearchSettings, rng: np.rand
     return sorted(sample, key=_standing, reverse=True)[: settings.parents]
 
 
-def _standing(entry: Entry) -> tuple[tuple[int, float, float], int]:
+def _standing(entry: Entry) -> tuple[tuple[float, float, float], int]:
     """What members are ordered by: fitness, then the newer."""
     return entry.fitness, entry.number
 

@@ -1,0 +1,69 @@
+"""Candidates that are really trained: what halving stops, and that the others do not notice."""
+
+from __future__ import annotations
+
+import pytest
+
+from detkds.config import parse_config
+from detkds.errors import ConfigError
+from detkds.evaluation.coco_ap import Metrics
+from detkds.policy import Policy, Term
+from detkds.runs.plan import make_plan
+from detkds.search.evaluators.population import PopulationEvaluator
+from detkds.search.halving import Halving
+from detkds.search.result import Peers, State
+from detkds.training import population
+
+POLICIES = [
+    Policy([Term("global", ["norm(N)"], distance, weight)]) for distance in ("l1", "l2") for weight in (1.0, 2.0)
+]
+POLICIES.append(Policy([Term("global", ["scale(2)"], "l2", 1e9)]))
+
+
+@pytest.fixture
+def setting(tiny_run):
+    config = parse_config({**tiny_run, "proxy": {**tiny_run["proxy"], "epochs": 3, "draws": 4}})
+    plan = make_plan(config)
+    return plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
+
+
+def by_weights(detector, setting):
+    """Metrics that any change of the weights changes; the tiny students here have no AP."""
+    ap = float(sum(parameter.detach().double().abs().sum() for parameter in detector.parameters())) % 1
+    return Metrics(ap, ap / 2, *[0.0] * 4, {})
+
+
+def test_halving_stops_some_and_leaves_the_others_as_they_are(setting, monkeypatch):
+    """Group a is judged against two high APs and stops whole at rung 1; group b has no company and goes on."""
+    monkeypatch.setattr(population, "measure", by_weights)
+    known = {"k0": (101.0, 50.0), "k1": (102.0, 60.0)}
+    peers = [Peers("a", known)] * 2 + [Peers("b")] * 2 + [Peers("a", known)]
+    plain = PopulationEvaluator(setting, calibration_batches=1).evaluate(POLICIES, peers)
+    evaluator = PopulationEvaluator(setting, calibration_batches=1, halving=Halving((1, 2)), population=3)
+    found = evaluator.evaluate(POLICIES, peers)
+    states = [State.PRUNED] * 2 + [State.COMPLETE] * 2 + [State.FILTERED]
+    assert [result.state for result in found] == states
+    for pruned in found[:2]:
+        assert pruned.ap == pruned.rungs[-1] and len(pruned.rungs) == 1 and pruned.epochs == 1 and pruned.counts
+        assert pruned.reason.startswith("rung 1 of 2 (epoch 1): AP ") and " of 4, the best 2 go on" in pruned.reason
+    assert len({result.ap for result in plain[:4]}) == 4
+    for before, after in zip(plain[2:4], found[2:4], strict=True):
+        assert (after.ap, after.metrics, after.epochs) == (before.ap, before.metrics, 3)
+        assert len(after.rungs) == 2 and before.rungs == ()
+    assert found[4].rungs == () and found[4].epochs == 0
+
+
+def test_without_peers_all_are_one_group(setting, monkeypatch):
+    """APs in the order of measuring: at the rung, then at the end of the two that are left."""
+    aps = iter([0.1, 0.4, 0.3, 0.2, 0.5, 0.6])
+    monkeypatch.setattr(population, "measure", lambda *_: Metrics(next(aps), *[0.0] * 5, {}))
+    evaluator = PopulationEvaluator(setting, calibration_batches=1, halving=Halving((1,), eta=2))
+    found = evaluator.evaluate(POLICIES[:4])
+    assert [result.state is State.COMPLETE for result in found] == [False, True, True, False]
+    assert [result.ap for result in found] == pytest.approx([10, 50, 60, 20])
+    assert found[0].reason == "rung 1 of 1 (epoch 1): AP 10.0, place 4 of 4, the best 2 go on"
+
+
+def test_rungs_must_come_before_the_end(setting):
+    with pytest.raises(ConfigError, match="expected epochs below the last one, 3"):
+        PopulationEvaluator(setting, halving=Halving((1, 3)))
