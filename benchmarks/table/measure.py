@@ -5,9 +5,11 @@ The space is one term each: all transforms and distances of ``global`` at one st
 initial weights, batches and augmentation; AP is measured on the validation images at every rung of one and the same
 training. The random order makes any beginning of the list a random sample.
 
-Results are appended as they come and the run resumes where it was left. Run it with
+Results are appended as they come and the run resumes where it was left; a second process may work from the end of the
+list towards the first. Run it with
 
     python benchmarks/table/measure.py --out runs/table
+    python benchmarks/table/measure.py --out runs/table --backwards
     python benchmarks/table/measure.py --out runs/table --pack benchmarks/table/digits.jsonl.gz
 
 """
@@ -20,7 +22,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,27 +67,27 @@ def main() -> None:
     arguments = parse_arguments()
     config = load_run(HERE / "digits.yaml", [f"runs={arguments.out}", *arguments.overrides])
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "digits.jsonl"
     spaces = table_spaces(config, arguments.strength)
+    path = arguments.out / "digits.jsonl"
     if not path.exists():
         path.write_text(json.dumps(header(config, spaces)) + "\n", encoding="utf-8")
     if arguments.pack is not None:
-        pack(path, arguments.pack)
+        pack(arguments.out, arguments.pack)
         return
-    done = {_name(line) for line in read_lines(path)[1:]}
-    missing = [job for job in jobs(spaces, arguments.repeats) if _name(job.line) not in done]
-    print(f"{len(done)} trainings done, {len(missing)} to do", flush=True)
-    if not missing:
-        return
-    plan = make_plan(config)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    plan = make_teacher(plan)
+    wanted = jobs(spaces, arguments.repeats)
+    if arguments.backwards:
+        path = arguments.out / "digits-backwards.jsonl"
+        wanted.reverse()
+    plan = make_teacher(make_plan(config))
+    setting = plan.setting(plan.train_data, plan.test_data, plan.proxy_config)
+    screens = {seed: PopulationEvaluator(setting, seed=seed) for seed in sorted({job.seed for job in wanted})}
     with path.open("a", encoding="utf-8") as file:
-        for count, records in enumerate(measured(plan, missing), 1):
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        while chunk := next_chunk(wanted, arguments.out, config.proxy.population):
+            records = measured(setting, screens[chunk[0].seed], chunk)
+            file.write("".join(json.dumps(record) + "\n" for record in records))
             file.flush()
-            spent = sum(record["seconds"] for record in records)
-            print(f"{count * config.proxy.population}/{len(missing)}  {spent / len(records):.2f} s each", flush=True)
+            left = len(wanted) - len(finished(arguments.out))
+            print(f"{left} of {len(wanted)} left, {records[0]['seconds']:.2f} s each", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -93,6 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
     parser.add_argument("--pack", type=Path, default=None, help="write the results there as one file, and stop")
+    parser.add_argument("--backwards", action="store_true", help="begin at the end of the list")
     parser.add_argument("--strength", type=float, default=10.0, help="ratio of gradients of the global terms")
     parser.add_argument("--repeats", type=int, default=100, help="policies that are measured with a second seed too")
     parser.add_argument("overrides", nargs="*", help="key=value for the configuration")
@@ -126,24 +129,24 @@ def make_teacher(plan: Plan) -> Plan:
     return small
 
 
-def measured(plan: Plan, missing: Sequence[Job]) -> Iterator[list[dict[str, Any]]]:
-    """Filter, calibrate and train, a population at a time."""
-    setting = plan.setting(plan.train_data, plan.test_data, plan.proxy_config)
-    screens = {seed: PopulationEvaluator(setting, seed=seed) for seed in sorted({job.seed for job in missing})}
-    size = plan.config.proxy.population
-    rest = list(missing)
-    while rest:
-        chunk = [job for job in rest if job.seed == rest[0].seed][:size]
-        rest = [job for job in rest if job not in chunk]
-        started = time.perf_counter()
-        screened = screens[chunk[0].seed].screen([job.policy for job in chunk])
-        policies = {i: one for i, one in enumerate(screened) if isinstance(one, Policy)}
-        trained = train_with_rungs(setting, policies, chunk[0].seed)
-        seconds = round((time.perf_counter() - started) / len(chunk), 3)
-        yield [
-            {**job.line, **(trained[i] if i in trained else refused(one)), "seconds": seconds}
-            for i, (job, one) in enumerate(zip(chunk, screened, strict=True))
-        ]
+def next_chunk(wanted: Sequence[Job], out: Path, size: int) -> list[Job]:
+    """The next trainings that nobody has finished, all of one seed."""
+    done = {_name(line) for line in finished(out)}
+    rest = [job for job in wanted if _name(job.line) not in done]
+    return [job for job in rest if job.seed == rest[0].seed][:size]
+
+
+def measured(setting: Setting, screen: PopulationEvaluator, chunk: Sequence[Job]) -> list[dict[str, Any]]:
+    """Filter, calibrate and train a population; one record per training."""
+    started = time.perf_counter()
+    screened = screen.screen([job.policy for job in chunk])
+    policies = {i: one for i, one in enumerate(screened) if isinstance(one, Policy)}
+    trained = train_with_rungs(setting, policies, chunk[0].seed)
+    seconds = round((time.perf_counter() - started) / len(chunk), 3)
+    return [
+        {**job.line, **(trained[i] if i in trained else refused(one)), "seconds": seconds}
+        for i, (job, one) in enumerate(zip(chunk, screened, strict=True))
+    ]
 
 
 def train_with_rungs(setting: Setting, policies: dict[int, Policy], seed: int) -> dict[int, dict[str, Any]]:
@@ -202,13 +205,19 @@ def header(config: RunConfig, spaces: dict[str, Space]) -> dict[str, Any]:
     }
 
 
-def pack(source: Path, target: Path) -> None:
+def pack(out: Path, target: Path) -> None:
     """Compress the results, sorted so that the same results give the same file."""
-    first, *lines = read_lines(source)
-    lines.sort(key=_name)
+    first = read_lines(out / "digits.jsonl")[0]
+    lines = sorted({_name(line): line for line in finished(out)}.values(), key=_name)
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [first, *lines])
     target.write_bytes(gzip.compress(text.encode(), mtime=0))
     print(f"{target}: {len(lines)} trainings, {target.stat().st_size / 1024:.0f} KiB")
+
+
+def finished(out: Path) -> list[dict[str, Any]]:
+    """The records of all processes."""
+    lines = [line for path in sorted(out.glob("digits*.jsonl")) for line in read_lines(path)]
+    return [line for line in lines if "params" in line]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
