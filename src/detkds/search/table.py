@@ -240,7 +240,8 @@ class MeasuredTable:
 
 def kendall(first: Any, second: Any) -> float:
     """Kendall's tau-b of two lists of numbers; nan where one of them is constant or shorter than 2."""
-    return float(stats.kendalltau(first, second)[0]) if len(first) > 1 else math.nan
+    found: Any = stats.kendalltau(first, second) if len(first) > 1 else None
+    return math.nan if found is None else float(found.statistic)
 
 
 def main(arguments: list[str] | None = None) -> int:
