@@ -1,14 +1,17 @@
-"""How good are the samplers? Mean regret on synthetic landscapes over the paper's space, at equal budgets.
+"""How good are the samplers? Mean regret at equal budgets, on a measured table or on synthetic landscapes.
 
-A landscape is random main effects of the options and interactions of their pairs, scaled to a deviation of 0.75 AP;
-measuring adds noise of 0.15 AP and a tenth of the policies is refused, at no cost. The regret of a search is the true
-AP of the best policy there is, less the true AP of the policy that the search measured as best. The interval is a
-bootstrap over landscapes, which are the units that are independent. All samplers meet the same landscapes.
+The regret of a search is the AP of the best policy there is, less that of the policy which the search measured as
+best. In a measured table (``--table``) a search sees the training of one seed, and AP is the mean over the seeds, see
+``detkds.search.table``; the interval is a bootstrap over repetitions. A synthetic landscape, over the paper's space, is
+random main effects of the options and interactions of their pairs, scaled to a deviation of 0.75 AP; measuring adds
+noise of 0.15 AP and a tenth of the policies is refused, at no cost; the interval is a bootstrap over landscapes, which
+are the units that are independent. All samplers meet the same landscapes and the same seeds.
 
 Finished searches are appended to searches.jsonl; run again, it continues there.
 
 Run it with
 
+    python benchmarks/samplers.py --table benchmarks/table/cards.jsonl.gz --out runs/samplers-table
     python benchmarks/samplers.py --out runs/samplers --workers 4
     python benchmarks/samplers.py --out runs/quick --landscapes 6 --repetitions 2 --samplers random evolution mcts
 """
@@ -16,27 +19,28 @@ Run it with
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from optuna.storages import InMemoryStorage
 
 from detkds.policy import Policy
 from detkds.registry import SAMPLERS, parse_expression
 from detkds.search.divide_and_conquer import check_sampler, make_sampler, study_seed
 from detkds.search.evaluators.table import SyntheticLandscape
-from detkds.search.result import State, rank
+from detkds.search.play import best_within, play
+from detkds.search.result import Result, State
 from detkds.search.settings import SearchSettings
-from detkds.search.space import Space, load_spaces, points
-from detkds.search.study import SearchStudy
+from detkds.search.space import Params, SearchSpace, Space, load_spaces, points
+from detkds.search.table import MeasuredTable
 
 SAMPLER_EXPRESSIONS = (
     "random", "evolution", "kdzero", "mcts", "mcts(c=1.41, amaf=false)", "tpe", "nsga2", "nsga2(population=50)",
@@ -44,81 +48,132 @@ SAMPLER_EXPRESSIONS = (
 RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class Search:
-    """One search to run; its result is read at every budget."""
+class Problem(Protocol):
+    """What is searched: a space, what is measured of a choice, and how far from the best it truly is, in AP."""
 
-    sampler: str
+    space: SearchSpace
+
+    def measure(self, params: Params) -> Result:
+        """What a search is told."""
+        ...
+
+    def regret(self, params: Params) -> float:
+        """True AP of the best policy, less that of this choice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Names a synthetic landscape."""
+
     landscape: int
-    repetition: int
-    budgets: tuple[int, ...]
     space: str
     knowledge: str
     interaction: float
     noise: float
 
+
+@dataclass(frozen=True)
+class Table:
+    """Names a kind of knowledge in a measured table; the digest is of the file."""
+
+    path: str
+    digest: str
+    knowledge: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search to run; its result is read at every budget."""
+
+    sampler: str
+    repetition: int
+    budgets: tuple[int, ...]
+    where: Landscape | Table
+
     @property
     def key(self) -> str:
-        """What tells searches apart."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """What tells searches apart; a table is known by its digest, wherever it lies."""
+        where = {name: value for name, value in asdict(self.where).items() if name != "path"}
+        return json.dumps({**asdict(self), "where": where}, sort_keys=True)
+
+    @property
+    def unit(self) -> int:
+        """Searches of different units are independent."""
+        return self.where.landscape if isinstance(self.where, Landscape) else self.repetition
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table and write it with a plot."""
-    arguments = parse_arguments()
-    for sampler in arguments.samplers:
+    options = parse_arguments(arguments)
+    for sampler in options.samplers:
         check_sampler(sampler)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "searches.jsonl"
-    wanted = list(searches(arguments))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "searches.jsonl"
+    wanted = list(searches(options))
     done = {found["key"]: found for found in read_lines(path)}
     missing = [search for search in wanted if search.key not in done]
     print(f"{len(wanted)} searches, {len(missing)} of them to run")
     begin = time.perf_counter()
     with path.open("a", encoding="utf-8") as file:
-        for count, found in enumerate(run_all(missing, arguments.workers), 1):
+        for count, found in enumerate(run_all(missing, options.workers), 1):
             done[found["key"]] = found
             file.write(json.dumps(found) + "\n")
             file.flush()
             if count % 50 == 0:
                 print(f"{count} of {len(missing)} in {time.perf_counter() - begin:.0f} s", flush=True)
     rows = summarise([(search, done[search.key]) for search in wanted])
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "workers")}
-    (arguments.out / "summary.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "workers")}
+    if isinstance(wanted[0].where, Table):
+        settings["table"] = {"name": options.table.name, "digest": wanted[0].where.digest}
+    (options.out / "summary.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     print_table(rows)
-    plot(rows, arguments.out / "regret.png")
-    print(f"written: {arguments.out / 'summary.json'}, {arguments.out / 'regret.png'}")
+    plot(rows, options.out / "regret.png")
+    print(f"written: {options.out / 'summary.json'}, {options.out / 'regret.png'}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/samplers"), help="folder to write to and continue from")
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLER_EXPRESSIONS), help="expressions")
     parser.add_argument("--budgets", type=int, nargs="+", default=[20, 40, 60, 100], help="candidate trainings")
+    parser.add_argument("--table", type=Path, help="a measured table to search, in place of synthetic landscapes")
     parser.add_argument("--landscapes", type=int, default=60)
-    parser.add_argument("--repetitions", type=int, default=5, help="searches of each sampler on each landscape")
-    parser.add_argument("--space", default="paper", help="a shipped space or a space file")
+    parser.add_argument("--repetitions", type=int, help="searches of each sampler on each landscape (5) or table (200)")
+    parser.add_argument("--space", default="paper", help="a shipped space or a space file; a table has its own")
     parser.add_argument("--knowledge", default="global", help="the kind of knowledge whose space is searched")
     parser.add_argument("--interaction", type=float, default=0.6, help="deviation of pairwise effects to main effects")
     parser.add_argument("--noise", type=float, default=0.15, help="deviation of what measuring adds, in AP")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    return parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.repetitions is None:
+        options.repetitions = 5 if options.table is None else 200
+    return options
 
 
-def searches(arguments: argparse.Namespace) -> Iterator[Search]:
+def searches(options: argparse.Namespace) -> Iterator[Search]:
     """Every search; budgets with the same settings are read off one search, unless the sampler depends on them."""
-    for landscape in range(arguments.landscapes):
-        for sampler in arguments.samplers:
+    for where in problems(options):
+        for sampler in options.samplers:
             uses_budget = getattr(SAMPLERS[parse_expression(sampler)[0]], "uses_budget", False)
             shared: defaultdict[Any, list[int]] = defaultdict(list)
-            for budget in sorted(set(arguments.budgets)):
+            for budget in sorted(set(options.budgets)):
                 settings = SearchSettings.for_budget(budget, 1)
                 shared[budget if uses_budget else replace(settings, single_budget=1)].append(budget)
             for budgets in shared.values():
-                for repetition in range(arguments.repetitions):
-                    yield Search(sampler, landscape, repetition, tuple(budgets), arguments.space, arguments.knowledge,
-                                 arguments.interaction, arguments.noise)  # fmt: skip
+                for repetition in range(options.repetitions):
+                    yield Search(sampler, repetition, tuple(budgets), where)
+
+
+def problems(options: argparse.Namespace) -> Iterator[Landscape | Table]:
+    """What is searched."""
+    if options.table is None:
+        for landscape in range(options.landscapes):
+            yield Landscape(landscape, options.space, options.knowledge, options.interaction, options.noise)
+    else:
+        digest = hashlib.sha256(options.table.read_bytes()).hexdigest()[:16]
+        yield Table(str(options.table), digest, options.knowledge)
 
 
 def run_all(missing: Sequence[Search], workers: int) -> Iterator[dict[str, Any]]:
@@ -133,23 +188,62 @@ def run_all(missing: Sequence[Search], workers: int) -> Iterator[dict[str, Any]]
 def run(search: Search) -> dict[str, Any]:
     """Run one search; regret by budget, in AP."""
     begin = time.process_time()
-    landscape = SyntheticLandscape(search.landscape, interaction=search.interaction, noise=search.noise)
-    space = space_of(search.space, search.knowledge)
+    problem = open_problem(search.where)
     settings = SearchSettings.for_budget(max(search.budgets), 1, sampler=search.sampler)
-    seed = study_seed(search.repetition, f"landscape {search.landscape}")
-    sampler = make_sampler(search.sampler, space, seed, settings)
-    study = SearchStudy(search.knowledge, sampler, InMemoryStorage(), settings.single_budget)
-    while candidates := study.gather():
-        results = landscape.evaluate([candidate.policy for candidate in candidates])
-        for candidate, result in zip(candidates, results, strict=True):
-            study.tell(candidate, result)
-    optimum = best_there_is(search.space, search.knowledge, landscape)
+    seed = study_seed(search.repetition, f"landscape {getattr(search.where, 'landscape', 0)}")
+    sampler = make_sampler(search.sampler, problem.space, seed, settings)
+    trials = play(sampler, problem.measure, settings.single_budget)
     regrets = {}
     for budget in search.budgets:
-        spent = np.cumsum([record.counts for record in study.records])
-        within = [record for record, trained in zip(study.records, spent, strict=True) if trained <= budget]
-        regrets[str(budget)] = optimum - landscape.true_ap(rank(within)[0].policy)
+        best = best_within(trials, budget)
+        if best is None:
+            raise RuntimeError(f"no candidate of {budget} trainings was completed: {search}")
+        regrets[str(budget)] = problem.regret(best.params)
     return {"key": search.key, "regret": regrets, "seconds": round(time.process_time() - begin, 3)}
+
+
+@lru_cache(maxsize=2)
+def open_problem(where: Landscape | Table) -> Problem:
+    """The problem of this name, read once per process."""
+    return SyntheticProblem(where) if isinstance(where, Landscape) else TableProblem(where)
+
+
+class TableProblem:
+    """One kind of knowledge of a measured table."""
+
+    def __init__(self, where: Table) -> None:
+        self.table = MeasuredTable.load(where.path)
+        self.space = self.table.space(where.knowledge)
+        self.results = self.table.results(where.knowledge)
+
+    def measure(self, params: Params) -> Result:
+        """As measured with the search's seed."""
+        return self.results[self.space.key(params)]
+
+    def regret(self, params: Params) -> float:
+        """By the mean over seeds."""
+        return self.table.regret(self.space.policy(params))
+
+
+class SyntheticProblem:
+    """A landscape over a space."""
+
+    def __init__(self, where: Landscape) -> None:
+        self.space = space_of(where.space, where.knowledge)
+        self.landscape = SyntheticLandscape(where.landscape, interaction=where.interaction, noise=where.noise)
+        self.optimum = best_there_is(every_policy(where.space, where.knowledge), self.landscape)
+        self.results: dict[str, Result] = {}
+
+    def measure(self, params: Params) -> Result:
+        """With noise, the same each time."""
+        key = self.space.key(params)
+        if key not in self.results:
+            (self.results[key],) = self.landscape.evaluate([self.space.policy(params)])
+        return self.results[key]
+
+    def regret(self, params: Params) -> float:
+        """Without noise."""
+        return self.optimum - self.landscape.true_ap(self.space.policy(params))
 
 
 @cache
@@ -166,10 +260,8 @@ def every_policy(name: str, knowledge: str) -> tuple[Policy, ...]:
     return tuple(space.policy(params).canonical() for params in distinct.values())
 
 
-@cache
-def best_there_is(name: str, knowledge: str, landscape: SyntheticLandscape) -> float:
+def best_there_is(policies: Sequence[Policy], landscape: SyntheticLandscape) -> float:
     """The highest true AP among the policies that are not refused."""
-    policies = every_policy(name, knowledge)
     quality = np.array([landscape.quality(policy.terms[0]) for policy in policies])
     for index in np.argsort(-quality):
         if landscape.evaluate([policies[index]])[0].state is not State.FILTERED:
@@ -193,19 +285,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def summarise(found: Sequence[tuple[Search, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean regret per sampler and budget, with the 95 % interval of a bootstrap over landscapes."""
+    """Mean regret per sampler and budget, with the 95 % interval of a bootstrap over independent units."""
     by_cell: defaultdict[tuple[str, int], defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for search, result in found:
         for budget in search.budgets:
-            by_cell[search.sampler, budget][search.landscape].append(result["regret"][str(budget)])
+            by_cell[search.sampler, budget][search.unit].append(result["regret"][str(budget)])
     rows = []
-    for (sampler, budget), by_landscape in by_cell.items():
-        means = np.array([np.mean(values) for values in by_landscape.values()])
+    for (sampler, budget), by_unit in by_cell.items():
+        means = np.array([np.mean(values) for values in by_unit.values()])
         draws = np.random.default_rng(0).integers(len(means), size=(RESAMPLES, len(means)))
         low, high = np.quantile(means[draws].mean(1), [0.025, 0.975])
         rows.append({
             "sampler": sampler, "budget": budget, "regret": float(means.mean()), "low": float(low), "high": float(high),
-            "landscapes": len(means), "searches": sum(map(len, by_landscape.values())),
+            "units": len(means), "searches": sum(map(len, by_unit.values())),
         })  # fmt: skip
     return rows
 
@@ -213,7 +305,7 @@ def summarise(found: Sequence[tuple[Search, dict[str, Any]]]) -> list[dict[str, 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """One line per sampler, one column per budget."""
     budgets = sorted({row["budget"] for row in rows})
-    print(f"\nmean regret in AP [95 % interval], {rows[0]['landscapes']} landscapes")
+    print(f"\nmean regret in AP [95 % interval], {rows[0]['searches']} searches each")
     print(f"{'sampler':28}" + "".join(f"{f'{budget} trainings':>20}" for budget in budgets))
     for sampler in dict.fromkeys(row["sampler"] for row in rows):
         cells = {row["budget"]: row for row in rows if row["sampler"] == sampler}

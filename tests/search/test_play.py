@@ -28,7 +28,7 @@ def measured(params: Params) -> Result:
     if number % 11 == 0:
         return Result(State.FAILED, reason="broken")
     if number % 13 == 0:
-        return Result(State.PRUNED, ap=number % 50)
+        return Result(State.PRUNED, ap=number % 50, rungs=(1.0, number % 50)[: 1 + number % 2])
     return Result(State.COMPLETE, ap=number % 100, metrics={"AP50": number % 3})
 
 

@@ -15,6 +15,7 @@ from detkds.errors import ConfigError, DataError
 from detkds.policy import Policy, Term
 from detkds.registry import SAMPLERS
 from detkds.search.divide_and_conquer import make_sampler
+from detkds.search.halving import Halving
 from detkds.search.result import State
 from detkds.search.settings import SearchSettings
 from detkds.search.space import points
@@ -54,6 +55,20 @@ def test_a_search_sees_the_first_seed_and_what_was_refused(table: MeasuredTable)
     assert (found.state, found.ap, found.metrics["AP50"], found.epochs) == (State.COMPLETE, 20.0, 40.0, 3)
     assert (refused.state, refused.reason, refused.counts) == (State.FILTERED, "over the limit", False)
     assert unknown.state is State.FILTERED
+
+
+def test_losing_candidates_stop_where_the_rule_says(table: MeasuredTable) -> None:
+    """AP 10, 12 and 11 after one epoch, of which the best two of three go on."""
+    space, evaluator = table.space("global"), table.evaluator("global", Halving((1,), eta=2))
+    policies = [space.policy(one(*pair)) for pair in (("none", "l1"), ("none", "l2"), ("catt", "l1"))]
+    results = evaluator.evaluate(policies)
+    assert [(r.state, r.ap, r.epochs) for r in results] == [
+        (State.PRUNED, 10.0, 1.0),
+        (State.COMPLETE, 24.0, 3.0),
+        (State.COMPLETE, 30.0, 3.0),
+    ]
+    with pytest.raises(ConfigError, match=r"rungs: expected epochs out of \[1\], got \[2\]"):
+        table.evaluator("global", Halving((2,)))
 
 
 def test_what_was_not_measured_is_not_legal(measured: list[dict[str, Any]], tmp_path: Path) -> None:

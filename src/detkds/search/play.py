@@ -24,7 +24,7 @@ class Played:
     params: Params
     key: str
     state: State
-    fitness: tuple[int, float, float]
+    fitness: tuple[float, float, float]
     counts: bool
 
 
@@ -113,9 +113,8 @@ class _Game:
         result = self.measure(entry.params).checked()
         self._refused = self._refused + 1 if result.state in (State.FILTERED, State.FAILED) else 0
         self.counts[number] = result.counts
-        self.history[number] = replace(
-            entry, state=result.state, fitness=fitness(result.state, result.ap, result.metrics)
-        )
+        standing = fitness(result.state, result.ap, result.metrics, result.rungs)
+        self.history[number] = replace(entry, state=result.state, fitness=standing)
         self._settled[entry.key] = self.history[number]
 
 
@@ -125,7 +124,7 @@ def _through_a_study(sampler: SearchSampler, measure: Measure, budget: int) -> l
         for candidate in candidates:
             study.tell(candidate, measure(candidate.params))
     return [
-        Played(one.params, one.key, one.state, fitness(one.state, one.ap, one.metrics), one.counts)
+        Played(one.params, one.key, one.state, fitness(one.state, one.ap, one.metrics, one.rungs), one.counts)
         for one in study.records
         if one.state is not None
     ]

@@ -13,7 +13,7 @@ import hashlib
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -26,6 +26,7 @@ from scipy import stats
 from detkds.errors import ConfigError, DataError, UserError
 from detkds.policy import Policy
 from detkds.search.evaluators.table import TableEvaluator
+from detkds.search.halving import Halving
 from detkds.search.result import Result, State
 from detkds.search.space import Option, Params, Space, points
 from detkds.search.table_file import Measurement, TableFile, read_table
@@ -123,12 +124,24 @@ class MeasuredTable:
         found = self._by_key[knowledge]
         return MeasuredSpace(self.spaces[knowledge], frozenset(key for key in found if self.seed in found[key]))
 
-    def evaluator(self, knowledge: str) -> TableEvaluator:
-        """Looks candidates up, as measured with the search's seed."""
+    def results(self, knowledge: str, rungs: Sequence[int] = ()) -> dict[str, Result]:
+        """What a search is told of every policy, by canonical key: as measured with its seed, with AP at some rungs.
+
+        Raises:
+            ConfigError: a rung (in epochs) was not measured, or is the last one.
+        """
+        if not set(rungs) <= set(self.rungs[:-1]):
+            raise ConfigError(f"rungs: expected epochs out of {list(self.rungs[:-1])}, got {list(rungs)}")
         found = self._by_key[knowledge]
-        return TableEvaluator(
-            {key: self._result(seeds[self.seed]) for key, seeds in found.items() if self.seed in seeds}
-        )
+        return {key: self._result(seeds[self.seed], rungs) for key, seeds in found.items() if self.seed in seeds}
+
+    def evaluator(self, knowledge: str, halving: Halving | None = None) -> TableEvaluator:
+        """Looks candidates up, and stops losing ones early where ``halving`` says when.
+
+        Raises:
+            ConfigError: a rung of ``halving`` was not measured.
+        """
+        return TableEvaluator(self.results(knowledge, halving.rungs if halving else ()), halving=halving)
 
     @cached_property
     def best(self) -> Mapping[str, Policy]:
@@ -202,11 +215,12 @@ class MeasuredTable:
             effects[gene] = Effect(means, float(between / max(np.sum((values - values.mean()) ** 2), 1e-12)))
         return effects
 
-    def _result(self, one: Measurement) -> Result:
+    def _result(self, one: Measurement, rungs: Sequence[int]) -> Result:
         if one.state is not State.COMPLETE:
             return Result(one.state, reason=one.reason, trained=one.state is State.FAILED, seconds=one.seconds)
         metrics, epochs = {"AP50": one.ap50[-1]}, float(self.rungs[-1])
-        return Result(State.COMPLETE, one.ap[-1], metrics, seconds=one.seconds, epochs=epochs)
+        reached = tuple(one.ap[self.rungs.index(rung)] for rung in rungs)
+        return Result(State.COMPLETE, one.ap[-1], metrics, seconds=one.seconds, rungs=reached, epochs=epochs)
 
     def _policy(self, key: str) -> Policy:
         one = next(iter(self._by_key[self._kind[key]][key].values()))
