@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from detkds.arguments import check_arguments
@@ -69,17 +68,22 @@ class StructuralSimilarity:
 
 
 class _Blur:
-    """Mean under a Gaussian window around each position, over the cells that lie on the map."""
+    """Mean under a Gaussian window around each position, over the cells that lie on the map.
+
+    The window is separable and so is its mass on the map: one matrix product per axis, faster than convolution on
+    feature maps.
+    """
 
     def __init__(self, like: Tensor, window: int, sigma: float) -> None:
-        offsets = torch.arange(window, device=like.device, dtype=like.dtype) - window // 2
-        self.kernel = torch.exp(-offsets.square() / (2 * sigma**2))
-        self.mass = self._sum(like.new_ones(1, 1, *like.shape[2:]))
+        self.rows, self.columns = (_window_shares(size, window, sigma, like) for size in like.shape[2:])
 
     def __call__(self, maps: Tensor) -> Tensor:
-        return self._sum(maps.reshape(-1, 1, *maps.shape[2:])).div(self.mass).view_as(maps)
+        return self.rows @ maps @ self.columns.T
 
-    def _sum(self, maps: Tensor) -> Tensor:
-        reach = self.kernel.numel() // 2
-        maps = F.conv2d(maps, self.kernel.view(1, 1, -1, 1), padding=(reach, 0))
-        return F.conv2d(maps, self.kernel.view(1, 1, 1, -1), padding=(0, reach))
+
+def _window_shares(size: int, window: int, sigma: float, like: Tensor) -> Tensor:
+    """``(size, size)``: the share of each cell (column) in the window around each position (row)."""
+    cells = torch.arange(size, device=like.device, dtype=like.dtype)
+    offsets = cells - cells[:, None]
+    shares = torch.exp(-offsets.square() / (2 * sigma**2)) * (offsets.abs() <= window // 2)
+    return shares / shares.sum(1, keepdim=True)
