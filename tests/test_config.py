@@ -64,6 +64,14 @@ def test_numbers_that_are_not_finite_are_refused(key: str, value: float) -> None
     assert key in faults(changed(**{section: {name: value}}))[0]
 
 
+def test_halving_is_checked_by_type_and_known_by_its_keys() -> None:
+    proxy = {"epochs": 9, "halving": {"rungs": [1, 3], "eta": 2}}
+    assert parse_config(changed(proxy=proxy)).proxy.halving.rungs == (1, 3)  # type: ignore[union-attr]
+    text = "\n".join(faults(changed(proxy={"halving": {"rungs": [], "eta": 1, "brakets": 1}})))
+    assert "proxy.halving.rungs: " in text and "proxy.halving.eta: " in text
+    assert "proxy.halving.brakets: unknown key 'brakets'; did you mean 'brackets'?" in text
+
+
 def test_nothing_is_shared_with_the_data_that_was_parsed() -> None:
     data = changed()
     config = parse_config(data)

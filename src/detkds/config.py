@@ -122,6 +122,20 @@ class CacheConfig(Section):
     disk_gb: Positive = 4.0
 
 
+class HalvingConfig(Section):
+    """Successive halving: losing candidates stop before the proxy's training is over.
+
+    Attributes:
+        rungs: epochs of the proxy after which AP is measured, ascending and below ``proxy.epochs``.
+        eta: the best of every ``eta`` candidates of a kind of knowledge go on.
+        brackets: 1, or up to one more than there are rungs: shares of the candidates that are judged later (Hyperband).
+    """
+
+    rungs: Annotated[tuple[Count, ...], Field(min_length=1)]
+    eta: Annotated[int, Field(ge=2)] = 3
+    brackets: Count = 1
+
+
 class ProxyConfig(Section):
     """The cheap training on which candidates are ranked.
 
@@ -132,6 +146,7 @@ class ProxyConfig(Section):
         calibration_batches: batches on which losses are filtered and relative weights are measured.
         population: candidates trained side by side on shared batches and teacher outputs.
         cache: of the teacher's outputs between populations.
+        halving: stops losing candidates early; null trains all to the end.
     """
 
     images: Count | None = None
@@ -141,6 +156,7 @@ class ProxyConfig(Section):
     calibration_batches: Count = 4
     population: Count = 8
     cache: CacheConfig = CacheConfig()
+    halving: HalvingConfig | None = None
 
 
 class SearchConfig(Section):
@@ -152,6 +168,8 @@ class SearchConfig(Section):
         knowledge: the kinds to search; kinds the pair cannot offer are left out with a reason.
         sampler: a registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``.
         single_budget: candidate trainings per kind of knowledge; combination_budget: for the combination stage.
+        parallel: iterations of one study that are measured side by side. The more, the fuller populations are and the
+            more company halving has; the fewer, the more each proposal has seen.
         parents: the k of Algorithm 1; newcomer: when a random newcomer is evaluated beside the mutant.
         warm_start: policies whose terms join the initial populations, each with the weight nearest to its own.
         confirm: how many of the best candidates are trained again before one is chosen: at the full budget, on the
@@ -164,6 +182,7 @@ class SearchConfig(Section):
     sampler: str = "evolution"
     single_budget: Count = 20
     combination_budget: Count = 40
+    parallel: Count = 1
     population: Annotated[int, Field(ge=2)] = 8
     sample_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     parents: Count = 3

@@ -84,6 +84,7 @@ def summary() -> dict[str, Any]:
             "sampler": "evolution",
             "seed": 0,
             "trainings": 40,
+            "epochs": {"trained": 48.5, "saved": 71.5},
             "looked_up": 1,
             "states": {},
             "refused_knowledge": {"localization": "the layouts differ"},

@@ -35,6 +35,32 @@ def test_a_group_of_two_populations_counts_the_epochs_of_both(heard: Any) -> Non
     assert heard.done == pytest.approx([3])
 
 
+def test_epochs_in_which_few_are_left_are_worth_less(heard: Any) -> None:
+    """4 trainings, a half of them stopped after epoch 1 of 3: the first epoch is half of the work."""
+    heard.stage("search", 4)
+    meter = Meter(heard, epochs=3, population=8, shares=(1, 0.5, 0.5))
+    meter.begin(4)
+    meter.epoch(1)
+    assert heard.done == pytest.approx([2])
+    meter.epoch(2)
+    assert heard.done == pytest.approx([3])
+    for name in "abcd":  # all the others had stopped too
+        meter.result(1, name)
+    assert heard.done == pytest.approx([4])
+
+
+def test_a_population_that_ended_early_is_done_when_the_next_begins(heard: Any) -> None:
+    heard.stage("search", 4)
+    meter = Meter(heard, epochs=3, population=2, shares=(1, 0.5, 0.5))
+    meter.begin(4)
+    meter.epoch(1)
+    meter.epoch(1)
+    assert heard.done == pytest.approx([3])
+    meter.epoch(2)
+    meter.epoch(3)
+    assert heard.done == pytest.approx([4])
+
+
 def test_what_was_filtered_is_taken_back(heard: Any) -> None:
     heard.stage("search", 4)
     meter = Meter(heard, epochs=1, population=8)

@@ -52,6 +52,20 @@ def test_costs_add_up_as_by_hand(tiny_run: dict[str, Any]) -> None:
     assert estimate(plan, speed) == pytest.approx(expected)
 
 
+def test_halving_costs_the_steps_that_are_expected(tiny_run: dict[str, Any]) -> None:
+    """Minutes, with student steps and predictions of 60 s. A kind of 6 candidates of 1 step in each of 4 epochs.
+
+    Rungs after 1 and 3, one of two goes on: 1 + 1/2 + 1/2 + 1/4 = 9/4 epochs, measured 1 + 1/2 + 1/4 times on 8 images.
+    """
+    tiny_run["proxy"] = {**tiny_run["proxy"], "epochs": 4, "halving": {"rungs": [1, 3], "eta": 2}}
+    tiny_run["search"] = {**tiny_run["search"], "knowledge": ["global"], "single_budget": 6, "confirm": 0}
+    plan = make_plan(parse_config(tiny_run))
+    assert estimate(plan, Speed(0, 60, 0, 0, 0, 60, 0))["search"] == pytest.approx(6 * (9 / 4 + 8 * 7 / 4))
+    # the teacher and the images are there for 4 epochs of 6 populations: iterations of one study follow each other
+    assert estimate(plan, Speed(60, 0, 0, 60, 0, 0, 0))["search"] == pytest.approx(6 * 4 * 2)
+    assert preview(plan)["search"]["halving"] == {"rungs": (1, 3), "eta": 2, "brackets": 1}
+
+
 def test_one_training_is_timed(tiny_run: dict[str, Any]) -> None:
     plan = make_plan(parse_config(tiny_run))
     stages = estimate_training(plan, "student", plan.policies["pkd"])

@@ -15,7 +15,7 @@ from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
 from detkds.search.divide_and_conquer import search
 from detkds.search.evaluators.table import SyntheticLandscape, TableEvaluator
-from detkds.search.halving import Contest, Halving, halved
+from detkds.search.halving import Contest, Halving, check_rungs, halved
 from detkds.search.result import Peers, Result, SearchError, State, rank
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Space
@@ -112,8 +112,8 @@ def test_every_fault_is_named_at_once():
         with pytest.raises(ConfigError, match="rungs: expected at least one epoch, ascending whole numbers >= 1"):
             Halving(rungs)
     with pytest.raises(ConfigError, match=r"rungs: expected epochs below the last one, 3, got \[1, 3\]"):
-        Halving((1, 3)).check(3)
-    Halving((1, 3), brackets=3).check(4)
+        check_rungs((1, 3), 3)
+    check_rungs(Halving((1, 3), brackets=3).rungs, 4)
 
 
 # ------------------------------------------------------------------------------------------- measured candidates

@@ -59,6 +59,10 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
         f"{trainings['total']} candidate trainings ({trainings['single']} single, {trainings['combination']} of "
         f"{search['combinations']:,} combinations), sampler {search['sampler']}, {search['weighting']} weights",
     )
+    if halving := search["halving"]:
+        rungs = ", ".join(map(str, halving["rungs"]))
+        brackets = f", {halving['brackets']} brackets" if halving["brackets"] > 1 else ""
+        facts.add_row("halving", f"AP after epochs {rungs} of the proxy; 1 of {halving['eta']} goes on{brackets}")
     facts.add_row("confirmation", f"{search['confirmations']} trainings of the best candidates at the full budget")
     console.print(facts)
     console.print(_levels(pair["levels"]))

@@ -72,7 +72,7 @@ def history_plot(points: Sequence[Point]) -> str:
         )
     axes.step([p.index for p in points], [p.best for p in points], where="post", color=_MARKS["--ink"], linewidth=1.3,
               label="best so far")  # fmt: skip
-    axes.set_xlabel("candidate training")
+    axes.set_xlabel("candidate trained to the end")
     axes.set_ylabel("AP on the validation part")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=_MARKS["--line"], linewidth=0.6)

@@ -17,7 +17,7 @@ from detkds.detectors.base import Detector
 from detkds.evaluation.predict import evaluating
 from detkds.policy import Policy, Term
 from detkds.runs.plan import Plan, absolute
-from detkds.runs.preview import combination_budget, confirmations
+from detkds.runs.preview import combination_budget, confirmations, populations
 from detkds.search.space import points
 from detkds.structures import Batch
 from detkds.training.loop import ask
@@ -82,11 +82,10 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     check = len(plan.validation_data) * speed.student_predict
     singles, combination = plan.settings.single_budget * kinds, combination_budget(plan)
     shared = speed.data + speed.teacher_forward
-    population = max(1, min(config.proxy.population, kinds))
-    search = (
-        singles * (proxy * (speed.student_step + speed.distillation) + check) + singles / population * proxy * shared
-    )
-    search += combination * (proxy * (speed.student_step + kinds * speed.distillation + shared) + check)
+    stepped, checked = _expected(plan)
+    steps_of_all = (singles + combination) * speed.student_step + (singles + combination * kinds) * speed.distillation
+    search = stepped * proxy * steps_of_all + checked * check * (singles + combination)
+    search += populations(plan) * proxy * shared
     steps = _steps(plan, config.train, plan.proxy_data)
     confirmation = confirmations(plan) * (steps * (speed.student_step + kinds * speed.distillation) + check)
     confirmation += -(-confirmations(plan) // config.proxy.population) * steps * shared
@@ -117,6 +116,14 @@ def estimate_training(plan: Plan, which: str, policy: Policy | None = None) -> d
         stages["student"] += len(plan.test_data) * speed.student_predict
     stages = {name: seconds / 60 for name, seconds in stages.items()}
     return {**stages, "total": sum(stages.values())}
+
+
+def _expected(plan: Plan) -> tuple[float, float]:
+    """The part of its steps that a candidate of the search takes, and how often it is measured, on the mean."""
+    if plan.halving is None:
+        return 1.0, 1.0
+    shares = plan.halving.shares(plan.proxy_config.epochs)
+    return sum(shares) / len(shares), sum(shares[rung - 1] for rung in plan.halving.rungs) + shares[-1]
 
 
 def _steps(plan: Plan, config: TrainConfig, data: CocoDataset) -> int:

@@ -23,6 +23,7 @@ _FREE_KEYS = (
     "proxy.cache.disk_gb",
     "search.single_budget",
     "search.combination_budget",
+    "search.parallel",
     "search.confirm",
     "search.confirm_seeds",
 )

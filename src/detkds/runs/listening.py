@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 
@@ -31,28 +33,29 @@ class Meter:
         listener: is told.
         epochs: of each training.
         population: how many train side by side.
+        shares: what share of the trainings is expected to be under way in each epoch; all where it is empty.
     """
 
-    def __init__(self, listener: Listener, epochs: int, population: int) -> None:
+    def __init__(self, listener: Listener, epochs: int, population: int, shares: Sequence[float] = ()) -> None:
         self.listener = listener
-        self.epochs = epochs
         self.population = population
+        self._gone = [0.0, *accumulate(shares or [1.0] * epochs)]
         self._size = 0
         self._share = 0.0
-        self._finished_epochs = 0
+        self._finished_populations = 0
         self._last = 0
 
     def begin(self, size: int) -> None:
         """A group of ``size`` trainings begins."""
-        self._size, self._share, self._finished_epochs, self._last = size, 0.0, 0, 0
+        self._size, self._share, self._finished_populations, self._last = size, 0.0, 0, 0
 
     def epoch(self, done: int) -> None:
         """The present population has done this many epochs."""
         if done <= self._last:
-            self._finished_epochs += self.epochs
+            self._finished_populations += 1
         self._last = done
         populations = max(1, math.ceil(self._size / self.population))
-        share = min(1.0, (self._finished_epochs + done) / (self.epochs * populations))
+        share = min(1.0, (self._finished_populations + self._gone[done] / self._gone[-1]) / populations)
         self.listener.advance(self._size * (share - self._share))
         self._share = share
 

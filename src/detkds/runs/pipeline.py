@@ -25,6 +25,7 @@ from detkds.runs.verdict import Row
 from detkds.runs.weights import relative_policies
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
 from detkds.search.evaluators.population import PopulationEvaluator
+from detkds.search.result import State
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,15 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
     """Search on the proxy; the study is kept in the run folder (or in ``search.storage``) and resumed from it."""
     config = plan.config
     settings = plan.settings
-    meter = Meter(listener, plan.proxy_config.epochs, config.proxy.population)
+    epochs = plan.proxy_config.epochs
+    shares = plan.halving.shares(epochs) if plan.halving else ()
+    meter = Meter(listener, epochs, config.proxy.population, shares)
     setting = plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
     evaluator = PopulationEvaluator(
         setting,
         population=config.proxy.population,
         calibration_batches=config.proxy.calibration_batches,
+        halving=plan.halving,
         seed=config.search.seed,
         ask_teacher=teacher_outputs(plan, setting, folder, listener),
         on_epoch=meter.epoch,
@@ -86,7 +90,8 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
         if event.kind == "round":
             meter.begin(len(event.candidates))
         elif event.kind == "trial" and record is not None:
-            value = f"AP {record.ap:.1f}" if record.ap is not None else f"{record.state}: {record.reason}"
+            completed = record.state is State.COMPLETE and record.ap is not None
+            value = f"AP {record.ap:.1f}" if completed else f"{record.state}: {record.reason}"
             meter.result(record.counts, f"{record.place}  {value}  {record.policy}")
         elif event.kind == "study" and record is not None:
             listener.note(f"best of {event.study}: AP {record.ap:.1f}  {record.best_policy}")

@@ -25,6 +25,7 @@ from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, load_policy
 from detkds.registry import KNOWLEDGE
 from detkds.search.divide_and_conquer import check_sampler
+from detkds.search.halving import Halving, check_rungs
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Space, load_spaces
 from detkds.training.member import seeded
@@ -44,6 +45,7 @@ class Plan:
         refused: kinds of knowledge this pair cannot offer, with the reason.
         policies: the hand-designed policies of the final comparison.
         warm_start: policies that the search begins with.
+        halving: stops losing candidates of the search early; None where all are trained to the end.
         inherited: names of the tensors the student takes over from the teacher.
     """
 
@@ -60,6 +62,7 @@ class Plan:
     policies: Mapping[str, Policy]
     warm_start: tuple[Policy, ...]
     settings: SearchSettings
+    halving: Halving | None
     inherited: tuple[str, ...]
 
     def build_student(self, seed: int, inherit: bool) -> Detector:
@@ -137,6 +140,7 @@ def make_plan(config: RunConfig) -> Plan:
     data = None if embedded else attempt(load_data, config)
     attempt(lambda: Augmentation(**config.train.augmentation.model_dump()))
     settings = attempt(search_settings, config)
+    halving = attempt(proxy_halving, config)
     spaces = attempt(load_spaces, config.search.space, config.search.weighting, config.search.knowledge)
     loaded = {name: attempt(load_policy, name) for name in config.final.policies}
     first = {name: attempt(load_policy, name) for name in config.search.warm_start}
@@ -177,6 +181,7 @@ def make_plan(config: RunConfig) -> Plan:
         policies=policies,
         warm_start=tuple(first.values()),
         settings=settings,
+        halving=halving,
         inherited=tuple(student.inherit(teacher)) if config.inherit else (),
     )
 
@@ -261,9 +266,34 @@ def search_settings(config: RunConfig) -> SearchSettings:
         newcomer=search.newcomer,
         single_budget=search.single_budget,
         combination_budget=search.combination_budget,
+        parallel=search.parallel,
+        cohort=config.proxy.population,
         initial_chunk=max(1, config.proxy.population // max(1, len(search.knowledge))),
         finalists=config.final.top,
     )
+
+
+def proxy_halving(config: RunConfig) -> Halving | None:
+    """Successive halving on the proxy; None where it is not asked for.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    asked = config.proxy.halving
+    if asked is None:
+        return None
+    faults = Faults("proxy")
+    try:
+        check_rungs(asked.rungs, config.proxy.epochs)
+    except ConfigError as error:
+        faults.add(error)
+    try:
+        halving = Halving(asked.rungs, asked.eta, asked.brackets)
+    except ConfigError as error:
+        halving = None
+        faults.add(error)
+    faults.raise_as(ConfigError)
+    return halving
 
 
 def choose_device(name: str | None) -> torch.device:

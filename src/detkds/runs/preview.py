@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from detkds.detectors.base import Detector
@@ -56,6 +57,7 @@ def preview(plan: Plan) -> dict[str, Any]:
         "search": {
             "sampler": settings.sampler,
             "weighting": config.search.weighting,
+            "halving": asdict(plan.halving) if plan.halving else None,
             "trainings": {
                 "single": singles,
                 "combination": combination_budget(plan),

@@ -17,7 +17,7 @@ from detkds.runs.confirmation import Confirmed
 from detkds.runs.folder import write_text
 from detkds.runs.plan import Plan, describe_data
 from detkds.runs.verdict import Row, verdict
-from detkds.search.result import Record
+from detkds.search.result import Record, State
 
 
 def summarise(
@@ -52,6 +52,7 @@ def summarise(
             "sampler": plan.config.search.sampler,
             "seed": plan.config.search.seed,
             "trainings": sum(record.counts for record in records),
+            "epochs": _proxy_epochs(plan, records),
             "looked_up": sum(bool(record.twin_of) for record in records),
             "states": counts,
             "refused_knowledge": dict(plan.refused),
@@ -78,6 +79,13 @@ def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Re
     write_text(folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False))
     write_text(folder / "trials.jsonl", "".join(json.dumps(_finite(r.to_dict())) + "\n" for r in records))
     write_text(folder / "policy.yaml", policy.to_yaml())
+
+
+def _proxy_epochs(plan: Plan, records: Sequence[Record]) -> dict[str, float]:
+    """Epochs that candidates were trained for, and that were saved because they stopped early."""
+    stopped = [record for record in records if record.state is State.PRUNED and record.counts]
+    saved = sum(plan.proxy_config.epochs - record.epochs for record in stopped)
+    return {"trained": round(sum(record.epochs for record in records), 2), "saved": round(saved, 2)}
 
 
 _STATES = ("complete", "filtered", "pruned", "failed")

@@ -54,18 +54,6 @@ class Halving:
             faults.add(f"brackets: expected a whole number from 1 to {most}, rungs and one, got {self.brackets!r}")
         faults.raise_as(ConfigError)
 
-    def check(self, epochs: int) -> None:
-        """Make sure that every rung comes before the end of a training.
-
-        Raises:
-            ConfigError: a rung is not below ``epochs``.
-        """
-        if self.rungs[-1] >= epochs:
-            raise ConfigError(
-                f"halving: rungs: expected epochs below the last one, {epochs}, got {list(self.rungs)}; "
-                "lengthen the proxy (proxy.epochs) or lower the rungs"
-            )
-
     def bracket(self, key: str) -> int:
         """The bracket of a policy, by its canonical key."""
         return zlib.crc32(key.encode()) % self.brackets
@@ -159,6 +147,19 @@ def halved(
             )
         alive = [place for place in alive if place not in stops]
     return found
+
+
+def check_rungs(rungs: Sequence[int], epochs: int) -> None:
+    """Make sure that every rung comes before the end of a training of so many epochs.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    if max(rungs) >= epochs:
+        raise ConfigError(
+            f"halving: rungs: expected epochs below the last one, {epochs}, got {list(rungs)}; "
+            "train for longer (proxy.epochs) or lower the rungs"
+        )
 
 
 def _is_whole(value: object) -> bool:

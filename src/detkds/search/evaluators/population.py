@@ -10,7 +10,7 @@ from typing import cast
 
 from detkds.policy import Policy
 from detkds.registry import EVALUATORS
-from detkds.search.halving import Contest, Halving
+from detkds.search.halving import Contest, Halving, check_rungs
 from detkds.search.result import Peers, Result, State
 from detkds.structures import Batch
 from detkds.training.calibrate import calibrate, probe_terms, unit
@@ -49,7 +49,7 @@ class PopulationEvaluator:
         on_epoch: OnEpoch | None = None,
     ) -> None:
         if halving is not None:
-            halving.check(setting.config.epochs)
+            check_rungs(halving.rungs, setting.config.epochs)
         self.setting = setting
         self.halving = halving
         self.population = population
