@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from detkds import errors
@@ -52,6 +54,12 @@ def test_faults_without_a_place_adds_no_prefix() -> None:
     faults = Faults()
     faults.add("no images")
     assert faults.lines == ["no images"]
+
+
+def test_faults_stay_apart_on_the_way_from_another_process() -> None:
+    error = pickle.loads(pickle.dumps(DataError(["image 3: empty file", "image 7: no such file"])))
+    assert type(error) is DataError
+    assert error.faults == ("image 3: empty file", "image 7: no such file")
 
 
 def test_faults_unfolds_a_caught_error() -> None:

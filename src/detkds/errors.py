@@ -16,6 +16,9 @@ class UserError(ValueError):
         self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
         super().__init__("\n".join(self.faults))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[object, ...]]:
+        return type(self), (self.faults,)  # keeps the faults apart on the way from another process
+
 
 class PolicyError(UserError):
     """A policy, term or expression that cannot be built."""
