@@ -174,6 +174,9 @@ class SearchConfig(Section):
         warm_start: policies whose terms join the initial populations, each with the weight nearest to its own.
         confirm: how many of the best candidates are trained again before one is chosen: at the full budget, on the
             proxy's images, with ``confirm_seeds`` other seeds each; 0 takes the proxy's word.
+        evaluator: ``population`` trains candidates in this process; ``ray`` in several, one per device, on this machine
+            or on the Ray cluster at ``RAY_ADDRESS``.
+        workers: how many for ``ray``; null: one per GPU, or without GPUs one per ``threads`` CPUs.
     """
 
     space: str = "default"
@@ -191,6 +194,8 @@ class SearchConfig(Section):
     confirm: Annotated[int, Field(ge=0)] = 4
     confirm_seeds: Count = 2
     storage: str | None = None
+    evaluator: Literal["population", "ray"] = "population"
+    workers: Count | None = None
     seed: int = 0
 
 
@@ -246,7 +251,7 @@ class RunConfig(Section):
 class SchemaError(ConfigError):
     """Faults found by the schema; ``sound`` is the rest, with defaults in their place, where that is possible."""
 
-    def __init__(self, faults: Iterable[str], sound: RunConfig | None) -> None:
+    def __init__(self, faults: Iterable[str], sound: RunConfig | None = None) -> None:
         super().__init__(faults)
         self.sound = sound
 

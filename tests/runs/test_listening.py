@@ -80,3 +80,15 @@ def test_a_resumed_population_begins_in_the_middle(heard: Any) -> None:
     meter.epoch(4)
     meter.result(1, "")
     assert heard.done == pytest.approx([1])
+
+
+def test_trainings_that_end_without_telling_epochs_are_whole_units(heard: Any) -> None:
+    heard.stage("search", 4)
+    meter = Meter(heard, epochs=5, population=8)
+    meter.begin(4)
+    meter.trained(3)
+    assert heard.done == pytest.approx([3])
+    meter.trained(1)
+    for units in (1, 1, 1, 0):
+        meter.result(units, "")
+    assert heard.done == pytest.approx([3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,13 @@ def test_embedded_data_lies_in_the_run_folder(tiny_run: dict[str, Any], tmp_path
     plan = make_plan(parse_config(tiny_run))
     assert (len(plan.train_data), len(plan.test_data), plan.train_data.class_names) == (6, 3, ("zero", "one"))
     assert plan.train_data.folder.is_relative_to(tmp_path / "runs" / "tiny")
+
+
+def test_an_evaluator_that_cannot_be_had_is_refused(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    search = tiny_run["search"]
+    with pytest.raises(ConfigError, match=r"search\.workers: expected nothing with search\.evaluator=population"):
+        make_plan(parse_config({**tiny_run, "search": {**search, "workers": 2}}))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else found(name, *more))
+    with pytest.raises(ConfigError, match=r"ray is not installed; install it with: pip install 'detkds\[ray\]'"):
+        make_plan(parse_config({**tiny_run, "search": {**search, "evaluator": "ray"}}))

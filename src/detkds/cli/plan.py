@@ -63,6 +63,9 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
         rungs = ", ".join(map(str, halving["rungs"]))
         brackets = f", {halving['brackets']} brackets" if halving["brackets"] > 1 else ""
         facts.add_row("halving", f"AP after epochs {rungs} of the proxy; 1 of {halving['eta']} goes on{brackets}")
+    if search["evaluator"] == "ray":
+        workers = search["workers"] or "one worker per device"
+        facts.add_row("Ray workers", f"{workers}; the time below is that of a search in one process")
     facts.add_row("confirmation", f"{search['confirmations']} trainings of the best candidates at the full budget")
     console.print(facts)
     console.print(_levels(pair["levels"]))

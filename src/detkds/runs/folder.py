@@ -26,6 +26,8 @@ _FREE_KEYS = (
     "search.parallel",
     "search.confirm",
     "search.confirm_seeds",
+    "search.evaluator",
+    "search.workers",
 )
 
 

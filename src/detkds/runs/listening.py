@@ -24,6 +24,19 @@ class Listener(Protocol):
         ...
 
 
+class Silence:
+    """A listener that nobody hears."""
+
+    def stage(self, title: str, total: int) -> None:
+        """Nothing is shown."""
+
+    def advance(self, units: float, note: str = "") -> None:
+        """Nothing is shown."""
+
+    def note(self, text: str) -> None:
+        """Nothing is shown."""
+
+
 class Meter:
     """Turns epochs of trainings that run side by side into units of one training each.
 
@@ -56,6 +69,12 @@ class Meter:
         self._last = done
         populations = max(1, math.ceil(self._size / self.population))
         share = min(1.0, (self._finished_populations + self._gone[done] / self._gone[-1]) / populations)
+        self.listener.advance(self._size * (share - self._share))
+        self._share = share
+
+    def trained(self, count: int) -> None:
+        """So many trainings of the group are done, where nothing was told of their epochs."""
+        share = min(1.0, self._share + count / max(1, self._size))
         self.listener.advance(self._size * (share - self._share))
         self._share = share
 

@@ -15,16 +15,16 @@ from detkds.policy import Policy
 from detkds.report import write_report
 from detkds.runs.comparison import compare, contenders, slug
 from detkds.runs.confirmation import Confirmed, confirm, to_confirm
+from detkds.runs.evaluators import open_evaluator
 from detkds.runs.folder import append_line, open_folder, read_lines
 from detkds.runs.listening import Listener, Meter
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.summary import summarise, write_summary
 from detkds.runs.teacher import prepare_teacher
-from detkds.runs.teacher_outputs import describe, teacher_outputs
+from detkds.runs.teacher_outputs import describe
 from detkds.runs.verdict import Row
 from detkds.runs.weights import relative_policies
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
-from detkds.search.evaluators.population import PopulationEvaluator
 from detkds.search.result import State
 
 
@@ -70,16 +70,6 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
     epochs = plan.proxy_config.epochs
     shares = plan.halving.shares(epochs) if plan.halving else ()
     meter = Meter(listener, epochs, config.proxy.population, shares)
-    setting = plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
-    evaluator = PopulationEvaluator(
-        setting,
-        population=config.proxy.population,
-        calibration_batches=config.proxy.calibration_batches,
-        halving=plan.halving,
-        seed=config.search.seed,
-        ask_teacher=teacher_outputs(plan, setting, folder, listener),
-        on_epoch=meter.epoch,
-    )
     combination = settings.combination_budget if len(plan.spaces) > 1 else 0
     listener.stage("search", settings.single_budget * len(plan.spaces) + combination)
     for kind, reason in plan.refused.items():
@@ -101,8 +91,10 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
     store = config.search.storage or folder
     begin = plan.warm_start
     if config.search.weighting == "gradient":
+        setting = plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
         begin = relative_policies(plan, setting, begin)
-    return search(evaluator, plan.spaces, settings, store, config.search.seed, on_event, begin)
+    with open_evaluator(plan, folder, listener, meter) as evaluator:
+        return search(evaluator, plan.spaces, settings, store, config.search.seed, on_event, begin)
 
 
 def _teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -141,6 +142,7 @@ def make_plan(config: RunConfig) -> Plan:
     attempt(lambda: Augmentation(**config.train.augmentation.model_dump()))
     settings = attempt(search_settings, config)
     halving = attempt(proxy_halving, config)
+    attempt(check_evaluator, config)
     spaces = attempt(load_spaces, config.search.space, config.search.weighting, config.search.knowledge)
     loaded = {name: attempt(load_policy, name) for name in config.final.policies}
     first = {name: attempt(load_policy, name) for name in config.search.warm_start}
@@ -294,6 +296,22 @@ def proxy_halving(config: RunConfig) -> Halving | None:
         faults.add(error)
     faults.raise_as(ConfigError)
     return halving
+
+
+def check_evaluator(config: RunConfig) -> None:
+    """Find out before anything runs whether the evaluator can be had.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    search = config.search
+    if search.evaluator == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("search.evaluator: ray is not installed; install it with: pip install 'detkds[ray]'")
+    if search.evaluator != "ray" and search.workers is not None:
+        raise ConfigError(
+            f"search.workers: expected nothing with search.evaluator={search.evaluator}, which trains in this process; "
+            f"got {search.workers}; set search.evaluator=ray"
+        )
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -58,6 +58,8 @@ def preview(plan: Plan) -> dict[str, Any]:
             "sampler": settings.sampler,
             "weighting": config.search.weighting,
             "halving": asdict(plan.halving) if plan.halving else None,
+            "evaluator": config.search.evaluator,
+            "workers": config.search.workers,
             "trainings": {
                 "single": singles,
                 "combination": combination_budget(plan),

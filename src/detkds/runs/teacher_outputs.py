@@ -18,16 +18,19 @@ from detkds.training.teacher_cache import Decision, TeacherCache
 _RECORD = "teacher_outputs.json"
 
 
-def teacher_outputs(plan: Plan, setting: Setting, folder: Path, listener: Listener) -> TeacherCache | None:
+def teacher_outputs(
+    plan: Plan, setting: Setting, folder: Path, listener: Listener, disk_share: float = 1.0
+) -> TeacherCache | None:
     """What answers for the teacher while the search trains on ``setting``; None: the teacher itself.
 
-    Outputs lie in ``folder/teacher``; they may be deleted at any time.
+    Outputs lie in ``folder/teacher``, on this share of the disk granted; they may be deleted at any time.
     """
     cache = plan.config.proxy.cache
     if cache.mode == "live":
         return None
+    disk_gb = cache.disk_gb * disk_share
     name = fingerprint(setting, plan.config.search.seed)
-    asked = {"fingerprint": name, "mode": cache.mode, "disk_gb": cache.disk_gb}
+    asked = {"fingerprint": name, "mode": cache.mode, "disk_gb": disk_gb}
     record = _read(folder)
 
     def keep(decision: Decision) -> None:
@@ -36,7 +39,7 @@ def teacher_outputs(plan: Plan, setting: Setting, folder: Path, listener: Listen
 
     return TeacherCache(
         plan.teacher,
-        BatchFiles(folder / "teacher", name, int(cache.disk_gb * 1e9), listener.note),
+        BatchFiles(folder / "teacher", name, int(disk_gb * 1e9), listener.note),
         batches=setting.steps(epochs=setting.config.epochs),
         populations=populations(plan),
         shared=plan.config.proxy.population > 1,
