@@ -279,6 +279,7 @@ TERMS = [
 ]
 
 
+@pytest.mark.slow
 def test_workers_find_what_one_process_finds(
     cluster: Path, tiny_module_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
