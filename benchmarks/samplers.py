@@ -1,7 +1,7 @@
 """How good are the samplers? Mean regret at equal budgets, on a measured table or on synthetic landscapes.
 
 The regret of a search is the AP of the best policy there is, less that of the policy which the search measured as
-best. In a measured table (``--table``) a search sees the training of one seed, and AP is the mean over the seeds, see
+best. In a measured table (``--table``) AP is that of one training, the same for the search and for the regret, see
 ``detkds.search.table``; the interval is a bootstrap over repetitions. A synthetic landscape, over the paper's space, is
 random main effects of the options and interactions of their pairs, scaled to a deviation of 0.75 AP; measuring adds
 noise of 0.15 AP and a tenth of the policies is refused, at no cost; the interval is a bootstrap over landscapes, which
@@ -11,7 +11,7 @@ Finished searches are appended to searches.jsonl; run again, it continues there.
 
 Run it with
 
-    python benchmarks/samplers.py --table benchmarks/table/cards.jsonl.gz --out runs/samplers-table
+    python benchmarks/samplers.py --table benchmarks/table/digits.jsonl.gz --out runs/samplers-table
     python benchmarks/samplers.py --out runs/samplers --workers 4
     python benchmarks/samplers.py --out runs/quick --landscapes 6 --repetitions 2 --samplers random evolution mcts
 """

@@ -72,8 +72,8 @@ class Effect:
     """What one gene does to AP, over all legal choices.
 
     Attributes:
-        means: mean true AP of the choices with each option, less the mean of all.
-        share: fraction of the variance of true AP that the gene explains alone, 0 to 1.
+        means: mean AP of the choices with each option, less the mean of all.
+        share: fraction of the variance of AP that the gene explains alone, 0 to 1.
     """
 
     means: Mapping[Option, float]
@@ -83,10 +83,10 @@ class Effect:
 class MeasuredTable:
     """Trainings by policy.
 
-    A search sees the measurement of one seed, the lowest (*the search's seed*), as it would in a run. The *true* AP of
-    a policy is the mean over the seeds it was measured with, at the last rung, each seed less its own shift: the mean
-    difference of that seed to the search's, over the policies that both measured. A policy that was measured once has
-    that value as its true AP, so that regret has the noise of one seed in it, and the best AP is the luckiest one's.
+    A search sees the measurement of one seed, the lowest (*the search's seed*), as it would in a run, and its regret is
+    counted in the same measurements: the best policy is the one of highest AP with that seed. What other seeds measured
+    tells the noise. (A mean over seeds, where only some policies have several, would favour those that have one: the
+    luckiest of many keep their luck.)
 
     Attributes:
         header: the first line of the file: what was measured, how and where.
@@ -103,8 +103,7 @@ class MeasuredTable:
             seeds = self._by_key[one.knowledge].setdefault(self.spaces[one.knowledge].key(one.params), {})
             seeds.setdefault(one.seed, one)  # twins that were trained both, by rules of another version: the first
         self._kind = {key: name for name, found in self._by_key.items() for key in found}
-        self._shifts = self._seed_shifts()
-        self._truth = {name: self._true_aps(name) for name in self.spaces}
+        self._truth = {name: self._final_aps(name) for name in self.spaces}
 
     @classmethod
     def load(cls, path: str | Path) -> MeasuredTable:
@@ -145,18 +144,18 @@ class MeasuredTable:
 
     @cached_property
     def best(self) -> Mapping[str, Policy]:
-        """The policy of highest true AP of every kind of knowledge."""
+        """The policy of highest AP of every kind of knowledge."""
         best = {name: max(truth, key=lambda key: truth[key]) for name, truth in self._truth.items()}
         return {name: self._policy(key) for name, key in best.items()}
 
     @cached_property
     def median(self) -> Mapping[str, Policy]:
-        """The policy in the middle by true AP (of an even number the lower one) of every kind of knowledge."""
+        """The policy in the middle by AP (of an even number the lower one) of every kind of knowledge."""
         ranked = {name: sorted(truth, key=lambda key: truth[key]) for name, truth in self._truth.items()}
         return {name: self._policy(keys[(len(keys) - 1) // 2]) for name, keys in ranked.items()}
 
-    def true_ap(self, policy: Policy) -> float:
-        """The mean over seeds at the last rung; see the class.
+    def ap(self, policy: Policy) -> float:
+        """AP at the last rung with the search's seed.
 
         Raises:
             ConfigError: it was not measured, or not completed.
@@ -172,7 +171,7 @@ class MeasuredTable:
         Raises:
             ConfigError: the policy was not measured, or not completed.
         """
-        found = self.true_ap(policy)
+        found = self.ap(policy)
         return max(self._truth[self._kind[policy.key]].values()) - found
 
     @cached_property
@@ -181,10 +180,17 @@ class MeasuredTable:
 
         nan where fewer than two policies were measured with several seeds.
         """
-        repeated = [aps for aps in self._aps().values() if len(aps) > 1]
-        squares = sum(np.sum((np.array(aps) - np.mean(aps)) ** 2) for aps in repeated)
-        freedom = sum(len(aps) - 1 for aps in repeated) - (len(self._shifts) - 1)
-        return math.sqrt(squares / freedom) if freedom > 0 else math.nan
+        differences: defaultdict[int, list[float]] = defaultdict(list)
+        for found in self._by_key.values():
+            for seeds in found.values():
+                own = seeds.get(self.seed)
+                for seed, one in seeds.items():
+                    if own is not None and seed != self.seed and own.state is one.state is State.COMPLETE:
+                        differences[seed].append(one.ap[-1] - own.ap[-1])
+        squares = sum(float(np.sum((np.array(values) - np.mean(values)) ** 2)) for values in differences.values())
+        freedom = sum(len(values) - 1 for values in differences.values())
+        # A difference has the noise of two trainings.
+        return math.sqrt(squares / freedom / 2) if freedom > 0 else math.nan
 
     def aps(self, knowledge: str) -> dict[str, tuple[float, ...]]:
         """AP at every rung with the search's seed, by canonical key, of what was completed."""
@@ -226,30 +232,10 @@ class MeasuredTable:
         one = next(iter(self._by_key[self._kind[key]][key].values()))
         return self.spaces[one.knowledge].policy(one.params)
 
-    def _seed_shifts(self) -> dict[int, float]:
-        """By how much AP at the last rung is higher with a seed than with the search's."""
-        differences: defaultdict[int, list[float]] = defaultdict(list)
-        for found in self._by_key.values():
-            for seeds in found.values():
-                own = seeds.get(self.seed)
-                for seed, one in seeds.items():
-                    if own is not None and own.state is one.state is State.COMPLETE:
-                        differences[seed].append(one.ap[-1] - own.ap[-1])
-        return {seed: float(np.mean(values)) for seed, values in differences.items()}
-
-    def _true_aps(self, knowledge: str) -> dict[str, float]:
-        aps = self._aps()
-        return {key: float(np.mean(aps[key])) for key in self._by_key[knowledge] if key in aps}
-
-    def _aps(self) -> dict[str, list[float]]:
-        """AP at the last rung less the seed's shift, by key, of what was completed with the search's seed."""
-        found: dict[str, list[float]] = {}
-        for by_key in self._by_key.values():
-            for key, seeds in by_key.items():
-                done = [one for one in seeds.values() if one.state is State.COMPLETE and one.seed in self._shifts]
-                if any(one.seed == self.seed for one in done):
-                    found[key] = [one.ap[-1] - self._shifts[one.seed] for one in done]
-        return found
+    def _final_aps(self, knowledge: str) -> dict[str, float]:
+        """AP at the last rung with the search's seed, by key, of what was completed."""
+        seeds = {key: found.get(self.seed) for key, found in self._by_key[knowledge].items()}
+        return {key: one.ap[-1] for key, one in seeds.items() if one is not None and one.state is State.COMPLETE}
 
 
 def kendall(first: Any, second: Any) -> float:

@@ -51,10 +51,10 @@ def _overview(table: MeasuredTable) -> str:
 
 
 def _candidates(table: MeasuredTable, knowledge: str) -> str:
-    values = np.array([table.true_ap(table.space(knowledge).policy(p)) for p in _completed(table, knowledge)])
+    values = np.array([table.ap(table.space(knowledge).policy(p)) for p in _completed(table, knowledge)])
     rows = []
     for name, policy in (("best", table.best[knowledge]), ("median", table.median[knowledge])):
-        rows.append([name, f"{table.true_ap(policy):.2f}", f"`{policy}`"])
+        rows.append([name, f"{table.ap(policy):.2f}", f"`{policy}`"])
     quantiles = ", ".join(f"{q:.0%}: {np.quantile(values, q):.2f}" for q in (0.05, 0.25, 0.75, 0.95))
     return (
         f"{_table(['policy', 'AP', ''], rows)}\n\nQuantiles of AP: {quantiles}; standard deviation {values.std():.2f}."

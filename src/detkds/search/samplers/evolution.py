@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from detkds.errors import ConfigError
 from detkds.registry import SAMPLERS
 from detkds.search.samplers.base import REDRAWS, Entry, Proposal, SearchSampler
 from detkds.search.samplers.population import (
@@ -18,6 +19,7 @@ from detkds.search.samplers.population import (
     replay,
     stratified,
 )
+from detkds.search.samplers.surrogate import Surrogate
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Option, Params, SearchSpace, draw
 
@@ -31,8 +33,25 @@ class Evolution(SearchSampler):
     A choice that was already made is never proposed again: after 20 redraws the untried neighbours of the parent,
     then of the other good members, are listed.
 
+    Of ``screen`` mutants the one is proposed of which the trials so far promise most, see
+    :class:`~detkds.search.samplers.surrogate.Surrogate`. ``screen=1`` is the paper's algorithm.
+
     Source: DetKDS (ICML 2024), Algorithm 1. The mutation operator, ties and the initial sample are not given there.
     """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        settings: SearchSettings,
+        initial: Sequence[Params] = (),
+        *,
+        screen: int = 8,
+    ) -> None:
+        if isinstance(screen, bool) or not isinstance(screen, int) or screen < 1:
+            raise ConfigError(f"evolution: screen: expected a whole number >= 1, got {screen!r}")
+        super().__init__(space, seed, settings, initial)
+        self.screen = screen
 
     def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
         """Fill the first open slot of the algorithm."""
@@ -43,7 +62,7 @@ class Evolution(SearchSampler):
             if not self.space.legal(params) or self.space.key(params) in population.seen:
                 params = self.unseen(population.seen, rng)
         elif role == "mutant" and population.members:
-            return self._mutant(population, iteration, rng)
+            return self._mutant(population, history, iteration, rng)
         else:
             params = self.unseen(population.seen, rng)
         if params is None:
@@ -66,17 +85,17 @@ class Evolution(SearchSampler):
         taken |= {entry.key for entry in history if entry.role == "seed"}
         return given + stratified(self.space, population.slots - len(given), rng, taken)
 
-    def _mutant(self, population: Population, iteration: int, rng: np.random.Generator) -> Proposal:
-        pool = parent_pool(population.members, self.settings, rng)
-        crossing = len(pool) > 1 and rng.random() < self.settings.crossover
-        parents = [pool[i] for i in rng.choice(len(pool), 2 if crossing else 1, replace=False)]
-        numbers = tuple(parent.number for parent in parents)
-        for _ in range(REDRAWS):
-            base = cross(parents[0].params, parents[1].params, self.space, rng) if crossing else parents[0].params
-            child = mutate(base, self.space, rng)
-            if self._is_new(child, population):
-                return Proposal(child, "mutant", iteration, numbers)
-        for parent in (*parents, *pool, *population.members):
+    def _mutant(
+        self, population: Population, history: Sequence[Entry], iteration: int, rng: np.random.Generator
+    ) -> Proposal:
+        mutants = self._mutants(population, rng)
+        if mutants:
+            if len(mutants) > 1:
+                surrogate = Surrogate(self.space, history)
+                mutants.sort(key=lambda one: surrogate.predict(one[0]), reverse=True)
+            child, parents = mutants[0]
+            return Proposal(child, "mutant", iteration, tuple(parent.number for parent in parents))
+        for parent in population.members:
             untried = [child for child in neighbours(parent.params, self.space) if self._is_new(child, population)]
             if untried:
                 return Proposal(untried[int(rng.integers(len(untried)))], "mutant", iteration, (parent.number,))
@@ -85,16 +104,32 @@ class Evolution(SearchSampler):
             return Proposal(draw(self.space, rng), "exhausted", iteration)
         return Proposal(params, "mutant", iteration)
 
+    def _mutants(self, population: Population, rng: np.random.Generator) -> list[tuple[dict[str, Option], list[Entry]]]:
+        """Up to ``screen`` untried children with their parents; each of a sample of its own."""
+        found: dict[str, tuple[dict[str, Option], list[Entry]]] = {}
+        for _ in range(REDRAWS * self.screen):
+            pool = parent_pool(population.members, self.settings, rng)
+            crossing = len(pool) > 1 and rng.random() < self.settings.crossover
+            parents = [pool[i] for i in rng.choice(len(pool), 2 if crossing else 1, replace=False)]
+            base = cross(parents[0].params, parents[1].params, self.space, rng) if crossing else parents[0].params
+            child = mutate(base, self.space, rng)
+            if self._is_new(child, population):
+                found.setdefault(self.space.key(child), (child, parents))
+            if len(found) >= self.screen:
+                break
+        return list(found.values())
+
     def _is_new(self, params: Params, population: Population) -> bool:
         return self.space.legal(params) and self.space.key(params) not in population.seen
 
 
 @SAMPLERS.register("weights")
 def weight_evolution(
-    space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()
+    space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = (), *, screen: int = 8
 ) -> Evolution:
     """Evolution of weight vectors: two parents are crossed gene by gene, then exactly one weight is changed.
 
     Source: DetKDS (ICML 2024), section 3.3, where the operators are only named.
     """
-    return Evolution(space, seed, replace(settings, crossover=1.0, newcomer="never"), initial)
+    settings = replace(settings, crossover=1.0, newcomer="never")
+    return Evolution(space, seed, settings, initial, screen=screen)

@@ -133,7 +133,7 @@ class ShrinkingEvolution(SearchSampler):
         return tuple(option for option in options if option not in worst or len(aps[option]) < LEAST_EVALUATIONS)
 
     def _evolve(self, space: SearchSpace, settings: SearchSettings) -> Evolution:
-        return Evolution(space, self.seed, settings, self.initial)
+        return Evolution(space, self.seed, settings, self.initial, screen=1)
 
 
 def _is_measured(entry: Entry) -> bool:
