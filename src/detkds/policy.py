@@ -89,15 +89,10 @@ class Term:
 
         A constant factor goes into an absolute weight. A weight relative to the gradient does not feel it.
         """
-        data = self.to_dict()
-        steps = canonical_steps(data["knowledge"], tuple(data["transforms"]), data["distance"])
-        return replace(
-            self,
-            transforms=steps.transforms,
-            distance=steps.distance,
-            weight=self.weight * steps.factor if self.weighting == "absolute" else self.weight,
-            levels=tuple(sorted(set(self.levels))),
-        )
+        data, levels = self.to_dict(), tuple(sorted(set(self.levels)))
+        transforms, distance, factor = canonical_steps(data["knowledge"], tuple(data["transforms"]), data["distance"])
+        weight = self.weight * (factor if self.weighting == "absolute" else 1.0)
+        return replace(self, transforms=transforms, distance=distance, weight=weight, levels=levels)
 
     @property
     def key(self) -> str:

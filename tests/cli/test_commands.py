@@ -64,7 +64,7 @@ def test_space_counts_are_those_of_the_space(invoke: Any) -> None:
     assert data["distinct"] == sum(space.count_canonical() for space in spaces.values())
     assert data["knowledge"]["logits"]["genes"]["weight"] == [0.1, 0.5, 1, 2, 5, 8, 10]
     assert data["combinations"] == 8**5 - 1
-    text = invoke("space", "--space", "paper").stdout
+    text = invoke("space", "--space", "paper", "--weighting", "absolute").stdout
     assert f"{data['policies']:,} single-term policies, {data['distinct']:,} distinct losses." in text
 
 
