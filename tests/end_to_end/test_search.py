@@ -124,6 +124,14 @@ def test_a_killed_run_ends_with_the_same_numbers(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_how_the_teachers_outputs_are_got_changes_no_number(whole: tuple[Path, Path, dict[str, Any]]) -> None:
+    path, _, first = whole
+    for name, cache, way in (("kept", "{mode: cached}", "cached"), ("computed", "{disk_gb: 1.0e-9}", "shared")):
+        summary = search(path, f"name={name}", f"proxy.cache={cache}")
+        assert summary["teacher_outputs"]["way"] == way
+        assert numbers(summary) == numbers(first)
+
+
 def test_running_again_trains_nothing_and_more_seeds_add_to_it(whole: tuple[Path, Path, dict[str, Any]]) -> None:
     path, folder, first = whole
     before = (folder / "final.jsonl").read_text()
