@@ -63,6 +63,7 @@ def test_halving_costs_the_steps_that_are_expected(tiny_run: dict[str, Any]) -> 
     assert estimate(plan, Speed(0, 60, 0, 0, 0, 60, 0))["search"] == pytest.approx(6 * (9 / 4 + 8 * 7 / 4))
     # the teacher and the images are there for 4 epochs of 6 populations: iterations of one study follow each other
     assert estimate(plan, Speed(60, 0, 0, 60, 0, 0, 0))["search"] == pytest.approx(6 * 4 * 2)
+    assert estimate(plan, Speed(60, 0, 0, 60, 0, 0, 0, 15))["search"] == pytest.approx(6 * 4 * 1.25)
     assert preview(plan)["search"]["halving"] == {"rungs": (1, 3), "eta": 2, "brackets": 1}
 
 

@@ -297,6 +297,13 @@ def test_a_decision_says_what_it_was_made_from():
     )
 
 
+def test_a_decision_tells_the_mean_cost_of_a_batch():
+    kept = Decision("cached", "", 1.0, 0.5, 0.1, 63, 63, 1, 4)
+    assert kept.mean == pytest.approx((1 + 0.5 + 3 * 0.1) / 4)
+    assert replace(kept, kept=21).mean == pytest.approx(kept.mean / 3 + 2 / 3)
+    assert replace(kept, kept=0, way="shared").mean == 1.0
+
+
 def test_without_room_for_one_batch_nothing_is_kept(setting, cache):
     one = setting()
     answers = cache(one, limit=1000, decision=None)

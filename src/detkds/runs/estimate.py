@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -20,9 +22,11 @@ from detkds.runs.plan import Plan, absolute
 from detkds.runs.preview import combination_budget, confirmations, populations
 from detkds.search.space import points
 from detkds.structures import Batch
+from detkds.training.batch_files import BatchFiles
 from detkds.training.loop import ask
 from detkds.training.member import Member
 from detkds.training.population import Setting
+from detkds.training.teacher_cache import TeacherCache
 
 _BATCHES = 3
 """Batches that are timed; the first one warms up and is left out."""
@@ -30,7 +34,11 @@ _BATCHES = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of each part of a training step, and of evaluating one image with the student or the teacher."""
+    """Seconds of each part of a training step, and of evaluating one image with the student or the teacher.
+
+    ``teacher_search`` is what the teacher's outputs for a step of the search take, on the mean over its populations;
+    None: a forward pass each time.
+    """
 
     data: float
     student_step: float
@@ -39,10 +47,11 @@ class Speed:
     teacher_step: float
     student_predict: float
     teacher_predict: float
+    teacher_search: float | None = None
 
 
 def measure_speed(plan: Plan) -> Speed:
-    """Time a few steps; nothing of the run is changed or written."""
+    """Time a few steps; nothing of the run is changed, and what is written goes into a temporary folder."""
     setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
     began = time.perf_counter()
     batches = [batch.to(plan.device) for batch in islice(setting.batches(plan.config.seed)(0), _BATCHES)]
@@ -67,6 +76,7 @@ def measure_speed(plan: Plan) -> Speed:
         teacher_step=teacher_step,
         student_predict=_predict(student, setting),
         teacher_predict=_predict(plan.teacher, setting),
+        teacher_search=_search_answer(plan, batches[0]),
     )
 
 
@@ -85,7 +95,8 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     stepped, checked = _expected(plan)
     steps_of_all = (singles + combination) * speed.student_step + (singles + combination * kinds) * speed.distillation
     search = stepped * proxy * steps_of_all + checked * check * (singles + combination)
-    search += populations(plan) * proxy * shared
+    answer = speed.teacher_forward if speed.teacher_search is None else speed.teacher_search
+    search += populations(plan) * proxy * (speed.data + answer)
     steps = _steps(plan, config.train, plan.proxy_data)
     confirmation = confirmations(plan) * (steps * (speed.student_step + kinds * speed.distillation) + check)
     confirmation += -(-confirmations(plan) // config.proxy.population) * steps * shared
@@ -157,6 +168,18 @@ def _timed(step: Callable[[Batch], object], batches: Sequence[Batch], device: to
         seconds.append(time.perf_counter() - began)
     kept = seconds[1:] or seconds
     return sum(kept) / len(kept)
+
+
+def _search_answer(plan: Plan, batch: Batch) -> float | None:
+    """Mean seconds of the teacher's outputs for a step of the search, as the search would decide here and now."""
+    cache, steps = plan.config.proxy.cache, _steps(plan, plan.proxy_config, plan.proxy_data)
+    if cache.mode == "live":
+        return None
+    with tempfile.TemporaryDirectory(prefix="detkds-") as folder:
+        files = BatchFiles(Path(folder), "estimate", int(cache.disk_gb * 1e9), lambda note: None)
+        answers = TeacherCache(plan.teacher, files, batches=steps, populations=populations(plan), mode=cache.mode)
+        answers(0, 0, batch, True)
+        return None if answers.decision is None else answers.decision.mean
 
 
 def _predict(detector: Detector, setting: Setting) -> float:

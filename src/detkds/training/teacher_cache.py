@@ -62,9 +62,21 @@ class Decision:
         text = f"teacher: {self.way} ({times} per batch; {batches}, {size}; {self.populations} populations)"
         return f"{text}: {self.reason}" if self.reason else text
 
+    @property
+    def mean(self) -> float:
+        """Seconds per batch, on the mean over all batches of all populations."""
+        share = self.kept / max(1, self.batches)
+        kept = kept_cost(self.forward, self.write, self.read, self.populations) / max(1, self.populations)
+        return share * kept + (1 - share) * self.forward
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+
+def kept_cost(forward: float, write: float, read: float, populations: int) -> float:
+    """What a batch costs over all populations where its outputs are kept: the first computes them, the others read."""
+    return forward + write + (populations - 1) * read
 
 
 class TeacherCache:
@@ -131,7 +143,7 @@ class TeacherCache:
         found, read = _timed(lambda: self._read(epoch, index, batch, whole), device)
         size = sum(tensor.nbytes for tensor in rounded.values())
         kept = min(self.batches, self.files.limit // max(1, size))
-        cheaper = forward + write + (self.populations - 1) * read < self.populations * forward
+        cheaper = kept_cost(forward, write, read, self.populations) < self.populations * forward
         reason = ""
         if self._rebuild(rounded, batch) is None:
             reason = "its outputs cannot be restored from stored ones"
