@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.storages import InMemoryStorage
 
@@ -150,3 +151,10 @@ def test_the_module_describes_a_file(
     assert "| attention | 84% | catt +5.33, none -2.67 |" in text
     assert main([str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl: cannot be read" in capsys.readouterr().err
+
+
+def test_the_shipped_table_holds_all_that_its_spaces_offer() -> None:
+    table = MeasuredTable.load(Path(__file__).parents[2] / "benchmarks" / "table" / "digits.jsonl.gz")
+    for knowledge, whole in table.spaces.items():
+        assert {whole.key(params) for params in points(whole)} == set(table.aps(knowledge))
+    assert table.noise < 0.6 * np.std(list(table.aps("global").values()))
