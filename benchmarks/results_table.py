@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from detkds.report.agreement import agreement_line
+
 
 def table(summary: dict[str, Any]) -> str:
     """One Markdown table: AP as mean and deviation over seeds, and the paired difference to the plain student."""
@@ -25,7 +27,8 @@ def table(summary: dict[str, Any]) -> str:
         name = f"**{row['name']}**" if row["kind"] == "searched" else row["name"]
         lines.append(f"| {name} | {row['mean']:.1f}{spread} | {row['metrics']['ap50']:.1f} | {difference} | {seeds} |")
     minutes = ", ".join(f"{stage} {seconds / 60:.0f} min" for stage, seconds in summary["seconds"].items())
-    return "\n".join([*lines, "", f"{summary['search']['trainings']} candidate trainings; {minutes}."])
+    lines += ["", f"{summary['search']['trainings']} candidate trainings; {minutes}."]
+    return "\n".join([*lines, f"The {agreement_line(summary.get('proxy_check'))}."])
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ import yaml
 from detkds import __version__
 from detkds.cli import app
 from detkds.policy import list_policies
+from detkds.report.agreement import agreement_line
 from detkds.search.space import load_spaces
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-COMMANDS = {"demo", "search", "distill", "train", "evaluate", "space", "policies", "list"}
+COMMANDS = {"demo", "search", "proxy-check", "distill", "train", "evaluate", "space", "policies", "list"}
 
 
 def answered(result: Any) -> Any:
@@ -134,6 +135,28 @@ def test_a_dry_run_says_why_knowledge_is_left_out_and_where_adapters_stand(
     assert "anchors differs" in result.stdout
     assert "1x1 adapter" in result.stdout
     assert "from scratch on this machine" in result.stdout
+
+
+def test_a_dry_run_of_a_proxy_check_counts_its_trainings(config_file: Path, invoke: Any, tmp_path: Path) -> None:
+    one, two = (
+        answered(invoke("proxy-check", config_file, "--dry-run", "--json", "--seeds", seeds))["minutes"]
+        for seeds in (1, 9)
+    )
+    assert set(one) == {"teacher", "proxy", "full budget", "total"}
+    assert two["full budget"] > one["full budget"] > 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_proxy_check_is_printed_and_kept(config_file: Path, invoke: Any, tmp_path: Path) -> None:
+    arguments = ("proxy-check", config_file, "search.knowledge=[global]", "--policies", "3")
+    check = answered(invoke(*arguments, "--json"))
+    kept = json.loads((tmp_path / "runs/tiny/proxy_check.json").read_text())
+    assert (kept["policies"], kept["tau"]) == (check["policies"], check["tau"]) == (3, check["tau"])
+    text = invoke(*arguments).stdout
+    assert agreement_line(check) in text
+    assert all(point["policy"] in text for point in check["points"])
+    assert "proxy_check.png" in text
+    assert invoke(*arguments[:-1], "2").exit_code == 2
 
 
 @pytest.mark.parametrize("command", [["train", "--which", "teacher"], ["distill", "--policy", "pkd"]])

@@ -83,10 +83,29 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> RenderableType:
 
 def print_results(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
     """The end of a search: table, verdict, found policy, and where everything lies."""
+    from detkds.report.agreement import agreement_line
+
     console.print(comparison_table(summary))
     console.print(Panel(Text(summary["verdict"]), title="verdict", border_style="green", expand=False))
     console.print(policy_table(summary["policy"], "the found policy, weights as trained"))
+    console.print(agreement_line(summary.get("proxy_check")), soft_wrap=True)
     console.print(_files(folder))
+
+
+def print_proxy_check(console: Console, check: Mapping[str, Any], folder: Path) -> None:
+    """The end of a check of the proxy."""
+    from detkds.report.agreement import PICTURE, RECORD, agreement_line
+
+    table = Table(box=box.SIMPLE_HEAD, title="AP on the validation images", title_style="", title_justify="left")
+    table.add_column("policy")
+    table.add_column("proxy", justify="right")
+    table.add_column("full budget", justify="right")
+    for point in sorted(check["points"], key=lambda point: -point["mean"]):
+        table.add_row(escape(point["policy"]), points(point["proxy_ap"]), points(point["mean"]))
+    console.print(table)
+    console.print(f"[bold]{escape(agreement_line(check))}[/bold]", soft_wrap=True)
+    for name, text in ((RECORD, "every number"), (PICTURE, "the picture")):
+        console.print(f"[bold]{escape(str(folder / name))}[/bold]  {text}", soft_wrap=True)
 
 
 def print_single(console: Console, done: Single, which: str) -> None:

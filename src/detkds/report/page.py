@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from detkds.report import analysis, plots
+from detkds.report.agreement import agreement_line
 from detkds.report.guidance import guidance
 from detkds.search.result import Record
 
@@ -71,6 +72,7 @@ def render(
         compared=compared,
         classes=analysis.per_class(finals, [row["name"] for row in compared])[:MOST_CLASSES] if compared else [],
         advice=guidance(summary, folder),
+        agreement=agreement_line(summary.get("proxy_check")),
     )
 
 

@@ -7,7 +7,7 @@ validation images, with seeds the search did not use; the best mean is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,46 @@ def confirm(
     if search.confirm == 0:
         return [Confirmed(record, {}) for record in outcome.finalists]
     records = to_confirm(outcome, max(search.confirm, plan.config.final.top))
-    setting = plan.setting(plan.proxy_data, plan.validation_data, plan.config.train)
-    entries = [Contender(record.place, "searched", record.best_policy) for record in records]
-    seeds = [search.seed + 1 + index for index in range(search.confirm_seeds)]
-    ledger = Ledger(folder / "confirmation.jsonl", states=folder / "states")
-    size = plan.config.proxy.population
-    kept = ledger.train(setting, entries, seeds, size, on_seed=on_seed, on_result=on_result, on_epoch=on_epoch)
-    found: dict[str, dict[int, float]] = {entry.name: {} for entry in entries}
-    for line in kept:
-        if line["metrics"] and line["seed"] in seeds:
-            found[line["name"]][line["seed"]] = 100 * line["metrics"]["ap"]
+    found = at_full_budget(
+        plan,
+        Ledger(folder / "confirmation.jsonl", states=folder / "states"),
+        {record.place: record.best_policy for record in records},
+        search.confirm_seeds,
+        on_seed=on_seed,
+        on_result=on_result,
+        on_epoch=on_epoch,
+    )
     confirmed = [Confirmed(record, found[record.place]) for record in records if found[record.place]]
     if not confirmed:
         return [Confirmed(record, {}) for record in outcome.finalists]
     return sorted(confirmed, key=lambda one: one.mean, reverse=True)
+
+
+def at_full_budget(
+    plan: Plan,
+    ledger: Ledger,
+    policies: Mapping[str, Policy],
+    seeds: int,
+    *,
+    on_seed: Callable[[int, int], None] | None = None,
+    on_result: Callable[[str, int, float | None], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> dict[str, dict[int, float]]:
+    """AP (0-100) by policy's name and seed on the validation images, after the full budget on the proxy's images.
+
+    Failed trainings are left out. Callbacks are those of :func:`detkds.runs.comparison.compare`.
+
+    Args:
+        policies: with absolute weights, by name.
+        seeds: how many, of those that follow the search's own.
+    """
+    setting = plan.setting(plan.proxy_data, plan.validation_data, plan.config.train)
+    entries = [Contender(name, "searched", policy) for name, policy in policies.items()]
+    numbers = [plan.config.search.seed + 1 + index for index in range(seeds)]
+    size = plan.config.proxy.population
+    kept = ledger.train(setting, entries, numbers, size, on_seed=on_seed, on_result=on_result, on_epoch=on_epoch)
+    found: dict[str, dict[int, float]] = {name: {} for name in policies}
+    for line in kept:
+        if line["metrics"] and line["seed"] in numbers:
+            found[line["name"]][line["seed"]] = 100 * line["metrics"]["ap"]
+    return found

@@ -84,10 +84,7 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     """Minutes of each stage, from scratch, and ``total``. Untrained detectors predict slowly or fast: a rough guide."""
     speed = speed or measure_speed(plan)
     config, kinds = plan.config, len(plan.spaces)
-    train = config.teacher.train
-    teacher = len(plan.test_data) * speed.teacher_predict
-    if not plan.teacher_ready and train is not None:
-        teacher += _steps(plan, train, plan.train_data) * (speed.data + speed.teacher_step)
+    teacher = _teacher_seconds(plan, speed)
     proxy = _steps(plan, plan.proxy_config, plan.proxy_data)
     check = len(plan.validation_data) * speed.student_predict
     singles, combination = plan.settings.single_budget * kinds, combination_budget(plan)
@@ -116,10 +113,8 @@ def estimate_training(plan: Plan, which: str, policy: Policy | None = None) -> d
     """Minutes of one training (``train`` and ``distill``), and ``total``."""
     speed = measure_speed(plan)
     stages: dict[str, float] = {}
-    train = plan.config.teacher.train
     if which == "teacher" or policy is not None:
-        steps = _steps(plan, train, plan.train_data) if train is not None and not plan.teacher_ready else 0
-        stages["teacher"] = steps * (speed.data + speed.teacher_step) + len(plan.test_data) * speed.teacher_predict
+        stages["teacher"] = _teacher_seconds(plan, speed)
     if which == "student":
         steps = _steps(plan, plan.config.train, plan.train_data)
         distilling = speed.teacher_forward + len(policy) * speed.distillation if policy else 0.0
@@ -135,6 +130,28 @@ def _expected(plan: Plan) -> tuple[float, float]:
         return 1.0, 1.0
     shares = plan.halving.shares(plan.proxy_config.epochs)
     return sum(shares) / len(shares), sum(shares[rung - 1] for rung in plan.halving.rungs) + shares[-1]
+
+
+def estimate_proxy_check(plan: Plan, policies: int, seeds: int) -> dict[str, float]:
+    """Minutes of a check of the proxy with so many policies, and ``total``."""
+    speed = measure_speed(plan)
+
+    def trained(config: TrainConfig) -> float:
+        steps, groups = _steps(plan, config, plan.proxy_data), -(-policies // plan.config.proxy.population)
+        one = steps * (speed.student_step + speed.distillation) + len(plan.validation_data) * speed.student_predict
+        return policies * one + groups * steps * (speed.data + speed.teacher_forward)
+
+    seconds = {"teacher": _teacher_seconds(plan, speed), "proxy": trained(plan.proxy_config)}
+    seconds["full budget"] = seeds * trained(plan.config.train)
+    stages = {name: value / 60 for name, value in seconds.items()}
+    return {**stages, "total": sum(stages.values())}
+
+
+def _teacher_seconds(plan: Plan, speed: Speed) -> float:
+    """To train the teacher where it has no weights, and to measure it."""
+    train = plan.config.teacher.train
+    steps = _steps(plan, train, plan.train_data) if train is not None and not plan.teacher_ready else 0
+    return steps * (speed.data + speed.teacher_step) + len(plan.test_data) * speed.teacher_predict
 
 
 def _steps(plan: Plan, config: TrainConfig, data: CocoDataset) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from detkds.config import RunConfig
 from detkds.policy import Policy
 from detkds.report import write_report
+from detkds.report.agreement import read_check
 from detkds.runs.comparison import compare, contenders, slug
 from detkds.runs.confirmation import Confirmed, confirm, to_confirm
 from detkds.runs.evaluators import open_evaluator
@@ -47,7 +48,7 @@ def run(config: RunConfig, listener: Listener) -> Finished:
     """
     plan = make_plan(config)
     with open_folder(config) as folder:
-        teacher = _teacher(plan, folder, listener)
+        teacher = ready_teacher(plan, folder, listener)
         with clocked(folder, "search"):
             outcome = find_policy(plan, folder, listener)
         with clocked(folder, "confirmation"):
@@ -57,6 +58,7 @@ def run(config: RunConfig, listener: Listener) -> Finished:
             rows = _comparison(plan, folder, found, listener)
         summary = summarise(plan, teacher, rows, outcome.records, confirmed, total_seconds(folder))
         summary["teacher_outputs"] = describe(plan, folder)
+        summary["proxy_check"] = read_check(folder)
         write_summary(folder, summary, outcome.records, found[0])
         write_report(folder / "report.html", summary, outcome.records, read_lines(folder / "final.jsonl"))
         _ship_student(folder, rows, config.final.seeds[0])
@@ -97,7 +99,8 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
         return search(evaluator, plan.spaces, settings, store, config.search.seed, on_event, begin)
 
 
-def _teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
+def ready_teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
+    """Load or train the teacher; its metrics on the test images, AP as fractions."""
     listener.stage("teacher", plan.teacher_epochs)
     with clocked(folder, "teacher"):
         metrics = prepare_teacher(plan, folder, lambda done: listener.advance(1))
@@ -107,7 +110,7 @@ def _teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
 
 def _confirmation(plan: Plan, folder: Path, outcome: SearchOutcome, listener: Listener) -> list[Confirmed]:
     count = len(to_confirm(outcome, plan.config.search.confirm))
-    hooks = _hooks(plan, listener, "confirmation", count, plan.config.search.confirm_seeds)
+    hooks = full_budget_hooks(plan, listener, "confirmation", count, plan.config.search.confirm_seeds)
     confirmed = confirm(plan, folder, outcome, **hooks)
     listener.note(f"chosen: {confirmed[0].record.place}  {confirmed[0].policy}")
     return confirmed
@@ -115,12 +118,11 @@ def _confirmation(plan: Plan, folder: Path, outcome: SearchOutcome, listener: Li
 
 def _comparison(plan: Plan, folder: Path, found: list[Policy], listener: Listener) -> list[Row]:
     entries = contenders(plan, found)
-    return compare(
-        plan, folder, entries, **_hooks(plan, listener, "comparison", len(entries), len(plan.config.final.seeds))
-    )
+    hooks = full_budget_hooks(plan, listener, "comparison", len(entries), len(plan.config.final.seeds))
+    return compare(plan, folder, entries, **hooks)
 
 
-def _hooks(plan: Plan, listener: Listener, stage: str, entries: int, seeds: int) -> dict[str, Any]:
+def full_budget_hooks(plan: Plan, listener: Listener, stage: str, entries: int, seeds: int) -> dict[str, Any]:
     """Callbacks that tell the listener of trainings at the full budget."""
     listener.stage(stage, entries * seeds)
     meter = Meter(listener, plan.config.train.epochs, plan.config.proxy.population)
