@@ -128,12 +128,14 @@ def test_a_dry_run_says_why_knowledge_is_left_out_and_where_adapters_stand(
     tiny_run["student"] = {**tiny_run["student"], "options": {**head, "anchor_ratios": [1.0, 2.0], "neck_channels": 8}}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run))
-    result = invoke("search", path, "--dry-run", "search.evaluator=ray", "search.workers=3")
+    halving = ("proxy.epochs=4", "proxy.halving.rungs=[1,3]")
+    result = invoke("search", path, "--dry-run", "search.evaluator=ray", "search.workers=3", *halving)
     assert result.exit_code == 0, result.output
     assert "left out: " in result.stdout
     assert "3; the time below is that of a search in one process" in result.stdout
     assert "anchors differs" in result.stdout
     assert "1x1 adapter" in result.stdout
+    assert "AP after epochs 1, 3 of the proxy; 1 of 3 goes on" in result.stdout
     assert "from scratch on this machine" in result.stdout
 
 

@@ -55,6 +55,7 @@ def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: 
     checked(page)
     said = ["birds", "&#39;searched&#39; wins with 24.0 AP.", "23.0 25.0 24.0", "+13.0", "[+9.5, +16.5]", "catt", "2.5"]
     said += ["its loss reaches …, over the limit of …", "the layouts differ", "2.0 h", "torch 2.11", "15.5 16.5"]
+    said += ["48.5 epochs were trained, 71.5 saved"]
     for text in said:
         assert text in page, text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
