@@ -94,7 +94,8 @@ class DetectorConfig(Section):
 
     Attributes:
         detector: a registered detector, such as ``retinanet``.
-        backbone: a named backbone or any timm model that gives feature maps.
+        backbone: a named backbone or any timm model that gives feature maps; null: the detector's own.
+        classes: names of the classes it knows, in label order; null: those of the data.
         backbone_weights: ``pretrained`` for the backbone library's own weights; null for random ones.
         options: further arguments of the detector.
         weights: a local file or URL with the whole detector's weights.
@@ -102,7 +103,8 @@ class DetectorConfig(Section):
     """
 
     detector: str
-    backbone: str
+    backbone: str | None = None
+    classes: tuple[str, ...] | None = None
     backbone_weights: Literal["pretrained"] | None = None
     options: dict[str, Any] = {}
     weights: str | None = None

@@ -172,7 +172,7 @@ def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
 
 def _match_levels(student: DetectorInfo, teacher: DetectorInfo) -> dict[str, str]:
     """The student's level names mapped to the teacher's level of the same stride: the namesake, or else the first."""
-    by_stride: dict[int, list[str]] = {}
+    by_stride: dict[float, list[str]] = {}
     for level, spec in teacher.features.items():
         by_stride.setdefault(spec.stride, []).append(level)
     matched = {}

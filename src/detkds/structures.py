@@ -67,42 +67,61 @@ class Batch:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One level of a feature pyramid: its channels, and the pixels per cell."""
+    """One level of a feature pyramid: its channels, and the pixels per cell, a fraction where images are rescaled."""
 
     channels: int
-    stride: int
+    stride: float
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a detector's responses are laid out, so that two detectors can be compared anchor by anchor.
+    """How a detector's responses are laid out, so that two detectors can be compared row by row.
 
     Attributes:
-        kind: ``dense`` (one row per anchor and cell), ``region`` (one row per proposal), ``none`` (features only).
+        kind: ``dense`` (one row per anchor and cell), ``region`` (one row per proposal), ``query`` (one row per object
+            query, whose order means nothing) or ``none`` (features only).
         activation: how class logits become probabilities; ``softmax`` has one more column, the background, at index 0.
         num_classes: foreground classes.
         anchors: anchors per cell (dense only).
         regression: what the four regression numbers are: ``deltas`` to an anchor or proposal, ``sides`` (left, top,
-            right, bottom distances in strides), or ``none``.
+            right, bottom distances in strides), ``centre`` (logits of centre, width and height as fractions of the
+            image), or ``none``.
         anchor_key: equal for two dense detectors exactly when their anchors are the same boxes.
+        class_names: in label order, so that classes are compared by name; empty where they have none.
     """
 
-    kind: Literal["dense", "region", "none"] = "none"
+    kind: Literal["dense", "region", "query", "none"] = "none"
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     num_classes: int = 0
     anchors: int = 1
-    regression: Literal["deltas", "sides", "none"] = "none"
+    regression: Literal["deltas", "sides", "centre", "none"] = "none"
     anchor_key: str = ""
+    class_names: tuple[str, ...] = ()
 
-    def mismatch(self, other: Layout, *, boxes: bool = False) -> str | None:
-        """Why responses cannot be compared with those of ``other`` row by row; None where they can."""
-        if "none" in (self.kind, other.kind):
+    def mismatch(self, teacher: Layout, *, boxes: bool = False) -> str | None:
+        """Why responses cannot be compared with a teacher's row by row; None where they can.
+
+        A teacher of more classes serves a student that knows some of them, where both name them.
+        """
+        if "none" in (self.kind, teacher.kind):
             return "one of the detectors offers no responses"
-        for name in ("kind", "activation", "num_classes", "anchors") + (("regression", "anchor_key") if boxes else ()):
-            ours, theirs = getattr(self, name), getattr(other, name)
+        for name in ("kind", "activation", "anchors") + (("regression", "anchor_key") if boxes else ()):
+            ours, theirs = getattr(self, name), getattr(teacher, name)
             if ours != theirs:
                 return f"{name.replace('_', ' ')} differs: student {ours}, teacher {theirs}"
+        if self.class_names and teacher.class_names:
+            if unknown := [name for name in self.class_names if name not in teacher.class_names]:
+                return f"the teacher does not know {', '.join(unknown)}; it knows {', '.join(teacher.class_names)}"
+        elif self.num_classes != teacher.num_classes:
+            return f"num classes differs: student {self.num_classes}, teacher {teacher.num_classes}"
         return None
+
+    def columns(self, teacher: Layout) -> list[int] | None:
+        """The teacher's class columns in the student's order, the background's kept; None where they are the same."""
+        if not (self.class_names and teacher.class_names) or self.class_names == teacher.class_names:
+            return None
+        first = int(self.activation == "softmax")
+        return list(range(first)) + [first + teacher.class_names.index(name) for name in self.class_names]
 
 
 @dataclass(frozen=True)
@@ -130,10 +149,12 @@ class DetectorOutput:
         features: ``{level: (N, C, H, W)}``.
         image_sizes: ``(N, 2)`` valid height and width in pixels of the padded batch.
         layout: how the responses are laid out.
-        logits: raw class scores, ``{level: (N, K, A, H, W)}`` (dense) or ``{"roi": (R, K+1)}`` (region).
-        regression: raw box numbers, ``{level: (N, 4, A, H, W)}`` or ``{"roi": (R, 4, K+1)}``.
+        logits: raw class scores, ``{level: (N, K, A, H, W)}`` (dense), ``{"roi": (R, K+1)}`` (region) or
+            ``{"query": (N, K, Q)}``, K+1 with softmax.
+        regression: raw box numbers, ``{level: (N, 4, A, H, W)}``, ``{"roi": (R, 4, K+1)}`` or ``{"query": (N, 4, Q)}``.
         boxes: decoded boxes in pixels, shaped like ``regression``.
-        box_distribution: ``{level: (N, 4, bins, A, H, W)}`` where the head predicts distributions.
+        box_distribution: logits ``{level: (N, 4, bins, A, H, W)}`` or ``{"query": (N, 4, bins, Q)}`` over the distance
+            of each side (left, top, right, bottom), where the head predicts distributions.
         losses: the detector's own losses; empty where no targets were given.
         proposals: per image ``(R_i, 4)``, the regions that the region responses belong to (region only).
         respond_at: a function from proposals to :class:`RegionResponse` over this pass's features (region only), so
@@ -224,7 +245,7 @@ class Knowledge(Protocol):
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Target] | None,
-        levels: Mapping[str, int],
+        levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         """Yield the pairs of one step; ``levels`` maps the names both sides have to their stride in pixels."""
         ...

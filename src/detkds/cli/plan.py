@@ -102,7 +102,8 @@ def _knowledge(knowledge: Mapping[str, Any]) -> Table:
 
 
 def _detector(entry: Mapping[str, Any]) -> str:
-    return f"{entry['detector']} on {entry['backbone']}, {entry['parameters'] / 1e6:.2f} M parameters"
+    body = f" on {entry['backbone']}" if entry["backbone"] else ""
+    return f"{entry['detector']}{body}, {entry['parameters'] / 1e6:.2f} M parameters"
 
 
 def _grid() -> Table:

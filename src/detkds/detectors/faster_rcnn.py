@@ -141,7 +141,7 @@ class FasterRCNN(Detector):
         self.model.rpn.fg_bg_sampler, self.model.roi_heads.fg_bg_sampler = self.samplers
         self.info = DetectorInfo(
             {level: FeatureSpec(neck_channels, stride) for level, stride in TWO_STAGE_STRIDES.items()},
-            Layout("region", "softmax", len(class_names), 1, "deltas"),
+            Layout("region", "softmax", len(class_names), 1, "deltas", class_names=tuple(class_names)),
         )
 
     def draw_from(self, generator: torch.Generator | None) -> None:

@@ -109,7 +109,7 @@ class RetinaNet(DenseDetector):
             bg_iou_thresh=background_iou,
             topk_candidates=topk_candidates,
         )
-        layout = Layout("dense", "sigmoid", classes, grid.per_cell, "deltas", grid.key)
+        layout = Layout("dense", "sigmoid", classes, grid.per_cell, "deltas", grid.key, tuple(class_names))
         super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
         self._thresholds = (float(foreground_iou), float(background_iou))
 

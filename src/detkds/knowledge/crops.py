@@ -25,7 +25,7 @@ class Crops:
         like: a tensor with the dtype and device to compute in.
     """
 
-    def __init__(self, boxes: Sequence[Tensor], shape: Sequence[int], stride: int, size: int, like: Tensor) -> None:
+    def __init__(self, boxes: Sequence[Tensor], shape: Sequence[int], stride: float, size: int, like: Tensor) -> None:
         self.size = size
         padded = pad_sequence([one.to(like) for one in boxes], batch_first=True)  # (N, R, 4), R the most of an image
         self.most = padded.shape[1]
@@ -60,7 +60,7 @@ class Crops:
         return bins.view(count, channels, self.size, self.size)
 
 
-def _shares(start: Tensor, end: Tensor, stride: int, size: int, length: int) -> Tensor:
+def _shares(start: Tensor, end: Tensor, stride: float, size: int, length: int) -> Tensor:
     """``(N, R, size, length)``: the share of each cell along one axis in each bin between ``start`` and ``end``.
 
     Points outside the map by more than a cell count 0; nearer ones take the border's value.

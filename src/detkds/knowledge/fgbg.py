@@ -37,7 +37,7 @@ class ForegroundBackground:
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Target] | None,
-        levels: Mapping[str, int],
+        levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         boxes = boxes_of(targets, "fgbg")
         for level, stride in levels.items():

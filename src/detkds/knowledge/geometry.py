@@ -24,7 +24,7 @@ def boxes_of(targets: Sequence[Target] | None, knowledge: str) -> list[Tensor]:
     return [target["boxes"] for target in targets]
 
 
-def valid_cells(image_sizes: Tensor, size: Sequence[int], stride: int) -> Tensor:
+def valid_cells(image_sizes: Tensor, size: Sequence[int], stride: float) -> Tensor:
     """``(N, 1, H, W)`` bool: the cells that begin inside the un-padded image."""
     rows = torch.arange(size[0], device=image_sizes.device) * stride
     columns = torch.arange(size[1], device=image_sizes.device) * stride
@@ -33,7 +33,7 @@ def valid_cells(image_sizes: Tensor, size: Sequence[int], stride: int) -> Tensor
     return inside[:, None]
 
 
-def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: int) -> Tensor:
+def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: float) -> Tensor:
     """``(N, 1, H, W)``: the largest 1/area, in cells, of the boxes over each cell; 0 outside all boxes.
 
     A box covers the cells ``[floor(x1/s), ceil(x2/s))`` by ``[floor(y1/s), ceil(y2/s))``, at least one.
@@ -59,7 +59,7 @@ def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: int)
     return weight[:, None]
 
 
-def _span(start: Tensor, end: Tensor, stride: int, length: int) -> tuple[Tensor, Tensor]:
+def _span(start: Tensor, end: Tensor, stride: float, length: int) -> tuple[Tensor, Tensor]:
     first = (start / stride).floor().clamp(0, length - 1)
     last = (end / stride).ceil().clamp(max=length)
     return first, torch.maximum(last, first + 1)

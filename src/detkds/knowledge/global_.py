@@ -26,7 +26,7 @@ class Global:
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Target] | None,
-        levels: Mapping[str, int],
+        levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         for level in levels:
             yield Pair(student.features[level], teacher.features[level])

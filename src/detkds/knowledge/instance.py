@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -46,7 +47,7 @@ class Instance:
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Target] | None,
-        levels: Mapping[str, int],
+        levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         boxes = boxes_of(targets, "instance")
         strides = sorted(levels.values())
@@ -60,7 +61,8 @@ class Instance:
         return None
 
 
-def _fits(boxes: torch.Tensor, stride: int, strides: Sequence[int]) -> torch.Tensor:
+def _fits(boxes: torch.Tensor, stride: float, strides: Sequence[float]) -> torch.Tensor:
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp_min(1e-6).sqrt()
     level = torch.floor(_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIZE + 1e-8))
-    return level.clamp(strides[0].bit_length() - 1, strides[-1].bit_length() - 1) == stride.bit_length() - 1
+    finest, own, coarsest = (round(math.log2(one)) for one in (strides[0], stride, strides[-1]))
+    return level.clamp(finest, coarsest) == own

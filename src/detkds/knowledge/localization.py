@@ -34,7 +34,7 @@ class Localization:
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Target] | None,
-        levels: Mapping[str, int],
+        levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         for level, stride in response_levels(student, levels).items():
             read = _reader(teacher, level)

@@ -31,7 +31,7 @@ class Logits:
         student: DetectorOutput,
         teacher: DetectorOutput,
         targets: Sequence[Target] | None,
-        levels: Mapping[str, int],
+        levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         for level, stride in response_levels(student, levels).items():
             ours, theirs = student.logits[level].contiguous(), teacher.logits[level].contiguous()

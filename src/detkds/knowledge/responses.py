@@ -13,12 +13,12 @@ from detkds.structures import DetectorOutput
 REGION = "roi"
 
 
-def response_levels(student: DetectorOutput, levels: Mapping[str, int]) -> Mapping[str, int]:
+def response_levels(student: DetectorOutput, levels: Mapping[str, float]) -> Mapping[str, float]:
     """The keys under which responses stand: the pyramid's levels, or ``roi`` alone for a region head."""
     return {REGION: 0} if student.layout.kind == "region" else {k: v for k, v in levels.items() if k in student.logits}
 
 
-def valid_positions(output: DetectorOutput, response: Tensor, stride: int) -> Tensor | None:
+def valid_positions(output: DetectorOutput, response: Tensor, stride: float) -> Tensor | None:
     """``(N, 1, A, H, W)`` of 0 and 1: positions inside the un-padded images; None for region rows."""
     if response.ndim == 2:
         return None

@@ -199,7 +199,9 @@ def make_detector(config: DetectorConfig, class_names: tuple[str, ...], seed: in
     Raises:
         UserError: unknown detector, backbone or option, or weights that do not fit.
     """
-    build = partial(build_detector, config.detector, class_names, backbone=config.backbone, **config.options)
+    build = partial(build_detector, config.detector, config.classes or class_names, **config.options)
+    if config.backbone is not None:
+        build = partial(build, backbone=config.backbone)
     if config.backbone_weights is not None:
         build = partial(build, backbone_weights=config.backbone_weights)
     with seeded(seed, torch.device("cpu")):
