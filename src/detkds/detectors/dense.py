@@ -1,4 +1,4 @@
-"""What RetinaNet and FCOS share: one pass over anchors on a pyramid, responses per level, predictions."""
+"""What one-stage detectors share: one pass over anchors on a pyramid, responses per level, predictions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import detection
 
 from detkds.detectors.base import Detector
-from detkds.detectors.pyramid import AnchorGrid, full_precision
+from detkds.detectors.pyramid import AnchorGrid, Pyramid, full_precision
 from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout
 
 
-class DenseDetector(Detector):
-    """A one-stage detector around torchvision's model of the same name.
+class DenseModel(nn.Module):
+    """A pyramid and the head over its levels, for what torchvision has no model of."""
 
-    ``model`` is used for its parts and its parameter names; images are normalised and resized elsewhere.
+    def __init__(self, backbone: Pyramid, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+
+class DenseDetector(Detector):
+    """A one-stage detector: rows of numbers, one for each anchor on each cell of a pyramid.
+
+    ``model`` is torchvision's model of the same name or a :class:`DenseModel`. Two of its parts are used, and the names
+    of all its parameters: ``backbone``, a :class:`Pyramid`, and ``head``, which maps the list of levels to rows
+    ``(N, M, ...)`` of all levels in turn, cell by cell and anchor by anchor, ``cls_logits (N, M, K)`` and
+    ``bbox_regression (N, M, 4)`` among them. Images are normalised and resized elsewhere.
 
     Attributes:
         responses: whether a pass in evaluation mode runs the head. Set it to False on a frozen teacher whose
@@ -28,7 +39,7 @@ class DenseDetector(Detector):
 
     def __init__(
         self,
-        model: detection.RetinaNet | detection.FCOS,
+        model: nn.Module,
         grid: AnchorGrid,
         layout: Layout,
         class_names: Sequence[str],
@@ -52,6 +63,10 @@ class DenseDetector(Detector):
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Boxes ``(N, M, 4)`` in pixels from the head's numbers ``(N, M, 4)`` at ``anchors (M, 4)``."""
 
+    @abstractmethod
+    def select(self, heads: dict[str, Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Detections of each image, whose valid area has this height and width, from ``heads`` and ``anchors``."""
+
     def forward(self, batch: Batch) -> DetectorOutput:
         """One pass; see :meth:`Detector.forward`. Losses are given in training mode, where there are targets."""
         features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
@@ -69,11 +84,7 @@ class DenseDetector(Detector):
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
         heads, anchors = self._heads(self.model.backbone(self.normalise(batch)))
-        lengths = [len(level) for level in anchors]
-        split = {name: list(rows.split(lengths, dim=1)) for name, rows in heads.items()}
-        sizes = [(height, width) for height, width in batch.image_sizes.tolist()]
-        found = self.model.postprocess_detections(split, [anchors] * len(sizes), sizes)
-        return [Detections(one["boxes"], one["scores"], one["labels"]) for one in found]
+        return self.select(heads, anchors, [(height, width) for height, width in batch.image_sizes.tolist()])
 
     def restore(self, output: DetectorOutput) -> DetectorOutput:
         """Boxes are decoded from the regression; see :meth:`Detector.restore`."""
@@ -84,7 +95,7 @@ class DenseDetector(Detector):
         return replace(output, boxes=self._per_level(self.decode(rows, torch.cat(anchors)), output.features))
 
     def home_state_dict(self) -> dict[str, Tensor]:
-        """The live weights under torchvision's names."""
+        """The live weights under the model's own names, which are torchvision's where it has the model."""
         return self.model.state_dict()
 
     @staticmethod
@@ -114,3 +125,13 @@ def head_norm(channels: int) -> nn.GroupNorm:
     A group of one channel would be a single number on a map of one cell, with nothing to normalise by.
     """
     return nn.GroupNorm(max((n for n in range(1, 33) if channels % n == 0 and n < channels), default=1), channels)
+
+
+def select_as_torchvision(
+    model: Any, heads: dict[str, Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]
+) -> list[Detections]:
+    """:meth:`DenseDetector.select` by torchvision's own post-processing."""
+    lengths = [len(level) for level in anchors]
+    split = {name: list(rows.split(lengths, dim=1)) for name, rows in heads.items()}
+    found = model.postprocess_detections(split, [anchors] * len(sizes), sizes)
+    return [Detections(one["boxes"], one["scores"], one["labels"]) for one in found]

@@ -11,13 +11,13 @@ from torchvision.models import detection
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from detkds.detectors.backbones import build_backbone
-from detkds.detectors.dense import DenseDetector, head_norm
+from detkds.detectors.dense import DenseDetector, head_norm, select_as_torchvision
 from detkds.detectors.matching import IGNORED, Objects, match_by_centre
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_numbers, check_whole
 from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, one_stage_pyramid
 from detkds.errors import ConfigError, Faults
 from detkds.registry import DETECTORS
-from detkds.structures import Batch, Layout
+from detkds.structures import Batch, Detections, Layout
 
 _SILENT_LOGIT = -1e4
 """A logit at which the focal loss of a negative is exactly 0."""
@@ -109,6 +109,10 @@ class FCOS(DenseDetector):
             silent = (matched == IGNORED)[..., None]
             heads = {**heads, "cls_logits": heads["cls_logits"].masked_fill(silent, _SILENT_LOGIT)}
         return self.model.head.compute_loss(list(batch.targets), heads, [boxes] * len(matched), list(matched))
+
+    def select(self, heads: dict[str, Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """torchvision's post-processing; see :meth:`DenseDetector.select`."""
+        return select_as_torchvision(self.model, heads, anchors, sizes)
 
 
 def build_head(channels: int, classes: int, convs: int) -> FCOSHead:

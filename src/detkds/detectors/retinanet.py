@@ -14,13 +14,13 @@ from torchvision.ops import sigmoid_focal_loss
 from torchvision.ops.misc import Conv2dNormActivation
 
 from detkds.detectors.backbones import build_backbone
-from detkds.detectors.dense import DenseDetector, head_norm
+from detkds.detectors.dense import DenseDetector, head_norm, select_as_torchvision
 from detkds.detectors.matching import IGNORED, Objects, match_by_iou
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_numbers, check_whole
 from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, one_stage_pyramid
 from detkds.errors import ConfigError, Faults
 from detkds.registry import DETECTORS
-from detkds.structures import Batch, Layout
+from detkds.structures import Batch, Detections, Layout
 
 OCTAVE_SCALES = (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
 """Anchor sides in strides: three to the octave (Lin et al. 2017, section 4)."""
@@ -140,6 +140,10 @@ class RetinaNet(DenseDetector):
             "classification": (focal.sum(1) * share).sum(),
             "bbox_regression": (distance * share[images]).sum(),
         }
+
+    def select(self, heads: dict[str, Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """torchvision's post-processing; see :meth:`DenseDetector.select`."""
+        return select_as_torchvision(self.model, heads, anchors, sizes)
 
 
 def build_head(channels: int, anchors: int, classes: int, convs: int, norm: str) -> RetinaNetHead:
