@@ -86,7 +86,8 @@ class Layout:
         regression: what the four regression numbers are: ``deltas`` to an anchor or proposal, ``sides`` (left, top,
             right, bottom distances in strides), ``centre`` (logits of centre, width and height as fractions of the
             image), or ``none``.
-        anchor_key: equal for two dense detectors exactly when their anchors are the same boxes.
+        anchor_key: equal for two dense detectors exactly when their anchors are the same boxes, or the same points and
+            strides where the regression is ``sides``.
         class_names: in label order, so that classes are compared by name; empty where they have none.
     """
 

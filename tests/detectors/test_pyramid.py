@@ -82,14 +82,15 @@ def test_anchors_are_kept_bounded_and_usable_after_inference_mode() -> None:
 
 
 def test_anchor_key_tells_anchors_apart() -> None:
-    key = AnchorGrid([(8.0,)], [(1.0,)], [8]).key
-    assert key == AnchorGrid([(8.0,)], [(1.0,)], [8]).key
+    grid = AnchorGrid([(8.0,)], [(1.0,)], [8])
+    assert grid.key == AnchorGrid([(8.0,)], [(1.0,)], [8]).key
     others = [
         AnchorGrid([(9.0,)], [(1.0,)], [8]),
         AnchorGrid([(8.0,)], [(2.0,)], [8]),
         AnchorGrid([(8.0,)], [(1.0,)], [4]),
     ]
-    assert key not in {other.key for other in others}
+    assert grid.key not in {other.key for other in others}
+    assert [grid.points_key == other.points_key for other in others] == [True, True, False]
 
 
 def test_full_precision_raises_half_types_only() -> None:

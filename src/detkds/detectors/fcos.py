@@ -90,7 +90,7 @@ class FCOS(DenseDetector):
             detections_per_img=max_detections,
             topk_candidates=topk_candidates,
         )
-        layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.key, tuple(class_names))
+        layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.points_key, tuple(class_names))
         super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:

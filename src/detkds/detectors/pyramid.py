@@ -80,6 +80,10 @@ class AnchorGrid:
     Args:
         sizes, ratios: of each level: side lengths in pixels (square root of the area) and heights over widths.
         strides: of each level, in pixels.
+
+    Attributes:
+        key: the same for grids of the same anchors.
+        points_key: the same for grids of the same points, for responses that are relative to points and strides alone.
     """
 
     def __init__(
@@ -87,7 +91,8 @@ class AnchorGrid:
     ) -> None:
         self.generator = AnchorGenerator(tuple(sizes), tuple(ratios))
         self.strides = tuple(strides)
-        self.key = f"cell-corner strides={list(strides)} sizes={list(sizes)} ratios={list(ratios)}"
+        self.points_key = f"cell-corner strides={list(strides)}"
+        self.key = f"{self.points_key} sizes={list(sizes)} ratios={list(ratios)}"
         self._kept: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
 
     @property
