@@ -24,7 +24,7 @@ PACKAGE = SOURCE / "detkds"
 FLOORS = {
     **dict.fromkeys(("registry", "errors", "arguments"), 0),
     **dict.fromkeys(("structures", "policy", "canonical", "config"), 1),
-    **dict.fromkeys(("transforms", "distances", "knowledge", "distiller"), 2),
+    **dict.fromkeys(("alignment", "transforms", "distances", "knowledge", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     "search": 4,
     **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
@@ -34,7 +34,8 @@ NEIGHBOURS = {
     "policy": {"structures", "canonical"},
     "canonical": {"structures", "policy"},
     "config": {"structures", "policy", "canonical"},
-    "distiller": {"knowledge", "transforms", "distances"},
+    "knowledge": {"alignment"},
+    "distiller": {"alignment", "knowledge", "transforms", "distances"},
     "evaluation": {"data", "detectors"},
     "training": {"data", "detectors", "evaluation"},
     "runs": {"report", "detkds"},

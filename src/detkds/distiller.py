@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from detkds.alignment import RESPONSES, align_responses, match_levels
 from detkds.errors import Faults, PairError
 from detkds.policy import Policy, Term
 from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, Pair, Target
 
-_RESPONSES = ("logits", "regression", "boxes")
 Described = DetectorInfo | Mapping[str, FeatureSpec] | Any
 
 
 class Distiller(nn.Module):
     """Computes the distillation losses of a policy from one output of the student and one of the teacher.
 
-    It holds no detector. Levels are matched by stride. Where channels differ at a level, a 1x1 convolution adapts the
-    student; these adapters are the module's only parameters, are trained with the student and never exported.
+    It holds no detector. What answers to what is decided in :mod:`detkds.alignment`: levels by stride, classes by name,
+    object queries by what they predict. Where channels differ at a level, a 1x1 convolution adapts the student; these
+    adapters are the module's only parameters, are trained with the student and never exported.
 
     Args:
         policy: absolute weights only; see :func:`detkds.training.calibrate.calibrate` for relative ones.
@@ -42,14 +43,13 @@ class Distiller(nn.Module):
         ours, theirs = _describe(student), _describe(teacher)
         check_pair(policy, ours, theirs)
         self.layouts = ours.layout, theirs.layout
-        self.teacher_level = _match_levels(ours, theirs)
-        self.strides = {level: ours.features[level].stride for level in self.teacher_level}
+        self.levels = match_levels(ours, theirs)
+        self.strides = {level: match.strides[1] for level, match in self.levels.items()}
         self.adapters = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
         for level in self._feature_levels():
-            channels = ours.features[level].channels, theirs.features[self.teacher_level[level]].channels
-            if channels[0] != channels[1]:
-                self.adapters[_module_name(level)] = _adapter(*channels, generator)
+            if self.levels[level].adapted:
+                self.adapters[_module_name(level)] = _adapter(*self.levels[level].channels, generator)
 
     @property
     def reads_responses(self) -> bool:
@@ -91,8 +91,8 @@ class Distiller(nn.Module):
         teacher = replace(teacher, features=theirs, layout=self.layouts[1])
         if not self.reads_responses:
             return student, teacher
-        own = {name: {key: _full(value) for key, value in getattr(student, name).items()} for name in _RESPONSES}
-        return replace(student, **own), replace(teacher, **self._answers(student, teacher))
+        levels = {name: match.teacher for name, match in self.levels.items() if not match.resized}
+        return align_responses(_widened(student), _widened(teacher), levels)
 
     def _features(
         self, student: DetectorOutput, teacher: DetectorOutput
@@ -100,7 +100,7 @@ class Distiller(nn.Module):
         """The maps of every level that some term reads; the student's resized and adapted to the teacher's."""
         ours, theirs = {}, {}
         for level in self._feature_levels():
-            theirs[level] = _full(_at(teacher.features, self.teacher_level[level], "teacher")).detach()
+            theirs[level] = _full(_at(teacher.features, self.levels[level].teacher, "teacher")).detach()
             feature, size = _full(_at(student.features, level, "student")), theirs[level].shape[-2:]
             if feature.shape[-2:] != size:
                 feature = functional.interpolate(feature, size, mode="bilinear", align_corners=False)
@@ -108,30 +108,10 @@ class Distiller(nn.Module):
             ours[level] = self.adapters[name](feature) if name in self.adapters else feature
         return ours, theirs
 
-    def _answers(self, student: DetectorOutput, teacher: DetectorOutput) -> dict[str, dict[str, Tensor]]:
-        """The teacher's responses without gradient; a region head is asked about the student's proposals, once."""
-        if self.layouts[0].kind != "region":
-            return {
-                name: {
-                    level: _full(getattr(teacher, name)[theirs]).detach()
-                    for level, theirs in self.teacher_level.items()
-                    if theirs in getattr(teacher, name)
-                }
-                for name in _RESPONSES
-            }
-        if student.proposals is None or teacher.respond_at is None:
-            raise ValueError(
-                "region responses need the student's proposals (a pass in training mode gives them) and a teacher's "
-                "output that has respond_at"
-            )
-        with torch.no_grad():
-            response = teacher.respond_at([proposals.detach() for proposals in student.proposals])
-        return {name: {"roi": _full(getattr(response, name)).detach()} for name in _RESPONSES}
-
     def _feature_levels(self) -> list[str]:
         """The levels whose feature maps some term reads."""
         reading = [term for term in self.policy if term.knowledge.yields == "feature"]  # type: ignore[union-attr]
-        return [k for k in self.teacher_level if any(not t.levels or k in t.levels for t in reading)]
+        return [k for k in self.levels if any(not t.levels or k in t.levels for t in reading)]
 
     def get_extra_state(self) -> dict[str, int]:
         """The step, so that random transforms go on where they stopped."""
@@ -157,7 +137,7 @@ def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
     """Raise a ``PairError`` that names every term the pair cannot serve and why; return quietly where it serves all."""
     ours, theirs = _describe(student), _describe(teacher)
     faults = Faults(f"policy {policy.name!r}" if policy.name else "policy")
-    common = _match_levels(ours, theirs)
+    common = match_levels(ours, theirs)
     for term in policy:
         refusal = None if common else _no_common_level(ours, theirs)
         refusal = refusal or term.knowledge.refusal(ours, theirs)  # type: ignore[union-attr]
@@ -170,21 +150,9 @@ def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
     faults.raise_as(PairError)
 
 
-def _match_levels(student: DetectorInfo, teacher: DetectorInfo) -> dict[str, str]:
-    """The student's level names mapped to the teacher's level of the same stride: the namesake, or else the first."""
-    by_stride: dict[float, list[str]] = {}
-    for level, spec in teacher.features.items():
-        by_stride.setdefault(spec.stride, []).append(level)
-    matched = {}
-    for level, spec in student.features.items():
-        if candidates := by_stride.get(spec.stride):
-            matched[level] = level if level in candidates else candidates[0]
-    return matched
-
-
 def _no_common_level(student: DetectorInfo, teacher: DetectorInfo) -> str:
     strides = (sorted(spec.stride for spec in info.features.values()) for info in (student, teacher))
-    return "no level of equal stride; student {}, teacher {}".format(*strides)
+    return "no levels of equal or similar stride; student {}, teacher {}".format(*strides)
 
 
 def _describe(source: Described) -> DetectorInfo:
@@ -222,6 +190,13 @@ def _check_shapes(term: Term, pairs: Sequence[Pair]) -> None:
         if pair.student.shape != pair.teacher.shape:
             shapes = f"student {tuple(pair.student.shape)}, teacher {tuple(pair.teacher.shape)}"
             raise ValueError(f"term '{term}': expected tensors of one shape, got {shapes}; give both the same batch")
+
+
+def _widened(output: DetectorOutput) -> DetectorOutput:
+    """The output with its responses in full precision."""
+    return replace(
+        output, **{name: {k: _full(value) for k, value in getattr(output, name).items()} for name in RESPONSES}
+    )
 
 
 def _full(tensor: Tensor) -> Tensor:

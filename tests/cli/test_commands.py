@@ -20,7 +20,7 @@ from detkds.report.agreement import agreement_line
 from detkds.search.space import load_spaces
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-COMMANDS = {"demo", "search", "proxy-check", "distill", "train", "evaluate", "space", "policies", "list"}
+COMMANDS = {"demo", "search", "proxy-check", "distill", "train", "evaluate", "space", "pair", "policies", "list"}
 
 
 def answered(result: Any) -> Any:
@@ -204,3 +204,11 @@ def test_evaluating_weights_of_another_detector_is_a_users_mistake(config_file: 
     result = invoke("evaluate", config_file, "--weights", weights, "--which", "teacher")
     assert result.exit_code == 2
     assert "expected shape" in result.stderr
+
+
+def test_a_pair_is_described_without_training(invoke: Any) -> None:
+    words = ["pair", "faster_rcnn(backbone=narrow8)", "retinanet(backbone=narrow8, neck_channels=64)"]
+    shown = invoke(*words)
+    assert shown.exit_code == 0 and "cannot: kind differs: student dense, teacher region" in shown.stdout
+    data = json.loads(invoke(*words, "--json").stdout)
+    assert data["offered"] == ["fgbg", "global", "instance"] and data["levels"][0]["adapter"]

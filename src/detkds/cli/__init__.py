@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from detkds import __version__
-from detkds.cli import demo, distill, evaluate, pieces, policies, proxy_check, search, space, train
+from detkds.cli import demo, distill, evaluate, pair, pieces, policies, proxy_check, search, space, train
 
 __all__ = ["app", "main"]
 
@@ -43,6 +43,7 @@ app.command("proxy-check")(proxy_check.proxy_check)
 app.command("distill")(distill.distill)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("pair")(pair.pair)
 app.command("space")(space.space)
 app.add_typer(policies.app, name="policies")
 app.command("list")(pieces.list_pieces)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from detkds.cli.common import print_json, stdout
+from detkds.cli.pair import levels_table
 from detkds.cli.progress import minutes
 
 if TYPE_CHECKING:
@@ -68,24 +69,11 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
         facts.add_row("Ray workers", f"{workers}; the time below is that of a search in one process")
     facts.add_row("confirmation", f"{search['confirmations']} trainings of the best candidates at the full budget")
     console.print(facts)
-    console.print(_levels(pair["levels"]))
+    console.print(levels_table(pair["levels"]))
     console.print(_knowledge(data["knowledge"]))
     stages = data["minutes"]
     parts = ", ".join(f"{name} {minutes(60 * value)}" for name, value in stages.items() if name != "total")
     console.print(f"[bold]about {minutes(60 * stages['total'])}[/bold] from scratch on this machine: {parts}")
-
-
-def _levels(levels: list[dict[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="levels", title_style="", title_justify="left")
-    for column in ("stride", "student", "channels", "teacher", "channels", "between them"):
-        table.add_column(column, justify="right" if column in ("stride", "channels") else "left")
-    for level in levels:
-        joined = "1x1 adapter" if level["adapter"] else "equal"
-        if level["teacher_level"] is None:
-            joined = "nothing of this stride"
-        theirs = (level["teacher_level"] or "-", str(level["teacher_channels"] or "-"))
-        table.add_row(str(level["stride"]), level["level"], str(level["channels"]), *theirs, joined)
-    return table
 
 
 def _knowledge(knowledge: Mapping[str, Any]) -> Table:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from detkds.alignment import response_mismatch
 from detkds.knowledge.responses import REGION, confidence, response_levels, valid_positions
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
@@ -16,7 +17,7 @@ from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 @KNOWLEDGE.register("localization")
 @dataclass(frozen=True)
 class Localization:
-    """The four regression numbers of each position: ``(N, 4, A, H, W)`` per level, ``(R, 4)`` of a region head.
+    """The regression numbers of each position: ``(N, 4, A, H, W)`` per level, ``(R, 4)`` of a region or query head.
 
     A position counts by the teacher's confidence there, max over classes; padding counts 0. A class-wise region head
     is read at the class the teacher finds likeliest. The decoded boxes travel along for the transform ``decode``.
@@ -53,7 +54,7 @@ class Localization:
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         if "none" in (student.layout.regression, teacher.layout.regression):
             return "one of the detectors offers no box regression"
-        return student.layout.mismatch(teacher.layout, boxes=True)
+        return response_mismatch(student, teacher, boxes=True)
 
 
 def _reader(teacher: DetectorOutput, level: str) -> Callable[[Tensor], Tensor]:

@@ -11,15 +11,18 @@ from detkds.knowledge.geometry import valid_cells
 from detkds.structures import DetectorOutput
 
 REGION = "roi"
+_ROWS = {"region": REGION, "query": "query"}
 
 
 def response_levels(student: DetectorOutput, levels: Mapping[str, float]) -> Mapping[str, float]:
-    """The keys under which responses stand: the pyramid's levels, or ``roi`` alone for a region head."""
-    return {REGION: 0} if student.layout.kind == "region" else {k: v for k, v in levels.items() if k in student.logits}
+    """The keys under which responses stand: the pyramid's levels, or one alone for the rows of other heads."""
+    if (rows := _ROWS.get(student.layout.kind)) is not None:
+        return {rows: 0}
+    return {level: stride for level, stride in levels.items() if level in student.logits}
 
 
 def valid_positions(output: DetectorOutput, response: Tensor, stride: float) -> Tensor | None:
-    """``(N, 1, A, H, W)`` of 0 and 1: positions inside the un-padded images; None for region rows."""
+    """``(N, 1, A, H, W)`` of 0 and 1: positions inside the un-padded images; None for rows."""
     if response.ndim == 2:
         return None
     cells = valid_cells(output.image_sizes, response.shape[-2:], stride)[:, :, None]
@@ -27,7 +30,7 @@ def valid_positions(output: DetectorOutput, response: Tensor, stride: float) -> 
 
 
 def confidence(output: DetectorOutput, level: str) -> Tensor:
-    """The largest foreground probability at each position: ``(N, 1, A, H, W)``, or ``(R, 1)`` for regions."""
+    """The largest foreground probability at each position: ``(N, 1, A, H, W)``, or ``(R, 1)`` of rows."""
     logits = output.logits[level]
     if output.layout.activation == "softmax":
         return torch.softmax(logits, 1)[:, 1:].amax(1, keepdim=True)

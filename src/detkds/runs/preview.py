@@ -9,6 +9,7 @@ from typing import Any
 
 from detkds.detectors.base import Detector
 from detkds.runs.comparison import contenders
+from detkds.runs.pair import describe_levels
 from detkds.runs.plan import Plan, describe_data
 from detkds.search.combination import CombinationSpace
 from detkds.search.space import Space, points
@@ -45,7 +46,7 @@ def preview(plan: Plan) -> dict[str, Any]:
                 "parameters": _parameters(student),
                 "inherited_tensors": len(plan.inherited),
             },
-            "levels": levels(student, plan.teacher),
+            "levels": describe_levels(student.info, plan.teacher.info),
         },
         "knowledge": {
             "offered": {
@@ -74,25 +75,6 @@ def preview(plan: Plan) -> dict[str, Any]:
             "trainings": (len(compared) + settings.finalists) * len(config.final.seeds),
         },
     }
-
-
-def levels(student: Detector, teacher: Detector) -> list[dict[str, Any]]:
-    """The pyramid levels of the student, the teacher's level of equal stride, and whether an adapter joins them."""
-    by_stride = {spec.stride: (name, spec) for name, spec in teacher.info.features.items()}
-    rows = []
-    for name, spec in student.info.features.items():
-        theirs, their_spec = by_stride.get(spec.stride, (None, None))
-        rows.append(
-            {
-                "level": name,
-                "stride": spec.stride,
-                "channels": spec.channels,
-                "teacher_level": theirs,
-                "teacher_channels": their_spec.channels if their_spec else None,
-                "adapter": their_spec is not None and their_spec.channels != spec.channels,
-            }
-        )
-    return rows
 
 
 def combination_budget(plan: Plan) -> int:
