@@ -127,10 +127,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What a detector offers for distillation, known before the first forward pass."""
+    """What a detector offers for distillation, known before the first forward pass.
+
+    Attributes:
+        features: its pyramid levels by name.
+        layout: of its responses.
+        masks: whether it predicts instance masks, and needs ``masks`` in its targets.
+    """
 
     features: Mapping[str, FeatureSpec]
     layout: Layout = Layout()
+    masks: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,27 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from detkds.detectors import Detector, build_detector
 from detkds.structures import Batch, Target
 
 CLASSES = ("ant", "bee", "cat")
+FEW_REGIONS: dict[str, Any] = {
+    "representation": 32,
+    "rpn_samples": 32,
+    "roi_samples": 16,
+    "rpn_pre_nms": 60,
+    "rpn_post_nms": 30,
+    "rpn_pre_nms_predict": 60,
+    "rpn_post_nms_predict": 30,
+}
+SMALL_MASKS = {"mask_resolution": 7, "mask_convs": 2, "mask_channels": 16}
 SMALL: dict[str, dict[str, Any]] = {
-    "faster_rcnn": {
-        "representation": 32,
-        "rpn_samples": 32,
-        "roi_samples": 16,
-        "rpn_pre_nms": 60,
-        "rpn_post_nms": 30,
-        "rpn_pre_nms_predict": 60,
-        "rpn_post_nms_predict": 30,
-    }
+    "faster_rcnn": FEW_REGIONS,
+    "mask_rcnn": {**FEW_REGIONS, **SMALL_MASKS},
+    "cascade_rcnn": FEW_REGIONS,
+    "cascade_mask_rcnn": {**FEW_REGIONS, **SMALL_MASKS},
 }
 
 
@@ -36,15 +42,23 @@ def small_detector(name: str, *, seed: int = 0, class_names: Sequence[str] = CLA
 def make_batch(
     boxes: Sequence[Sequence[Sequence[float]]], size: tuple[int, int] = (128, 128), *, classes: int = 3, seed: int = 0
 ) -> Batch:
-    """Random images with the given boxes; labels count up from 0 in every image."""
+    """Random images with the given boxes, an ellipse in each for its mask; labels count up from 0 in every image."""
     generator = torch.Generator().manual_seed(seed)
-    targets = [
-        Target(boxes=torch.tensor(one, dtype=torch.float32).reshape(-1, 4), labels=torch.arange(len(one)) % classes)
-        for one in boxes
-    ]
+    targets = []
+    for one in boxes:
+        corners = torch.tensor(one, dtype=torch.float32).reshape(-1, 4)
+        targets.append(Target(boxes=corners, labels=torch.arange(len(one)) % classes, masks=ellipses(corners, size)))
     images = torch.rand(len(boxes), 3, *size, generator=generator)
     sizes = torch.tensor([size] * len(boxes))
     return Batch(images, sizes, tuple(range(len(boxes))), targets)
+
+
+def ellipses(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The largest ellipse in each box as masks ``(R, H, W)``."""
+    centres, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    x = (torch.arange(size[1]) + 0.5 - centres[:, :1]) / radii[:, :1]
+    y = (torch.arange(size[0]) + 0.5 - centres[:, 1:]) / radii[:, 1:]
+    return x[:, None, :] ** 2 + y[:, :, None] ** 2 < 1
 
 
 @pytest.fixture

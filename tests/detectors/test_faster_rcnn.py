@@ -157,7 +157,7 @@ def test_responses_outside_autocast_after_a_pass_inside(small: Build, batch: Bat
 def test_region_options(small: Build, batch: Batch, resolution: int) -> None:
     detector = small("faster_rcnn", roi_resolution=resolution, roi_canonical_size=64, anchor_scales=[4, 8]).train()
     assert detector.model.roi_heads.box_head.fc6.in_features == 32 * resolution**2
-    assert detector.grid.per_cell == 6
+    assert detector.proposals.grid.per_cell == 6
     output = detector(batch)
     assert all(len(boxes) == 16 for boxes in output.proposals)
     layout = detector.info.layout

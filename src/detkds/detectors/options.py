@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from detkds.errors import Faults, unknown_name
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+def with_options_of(base: Callable[..., Any]) -> Callable[[Builder], Builder]:
+    """For a function that hands its ``**options`` on to ``base``: name base's keywords among its own arguments."""
+
+    def decorate(function: Builder) -> Builder:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        names = {one.name for one in own}
+        handed_on = [
+            one
+            for one in inspect.signature(base).parameters.values()
+            if one.kind is one.KEYWORD_ONLY and one.name not in names
+        ]
+        announced: Any = function
+        announced.__signature__ = signature.replace(parameters=[*own, *handed_on])
+        return function
+
+    return decorate
 
 
 def check_whole(faults: Faults, minimum: int = 1, **values: Any) -> None:

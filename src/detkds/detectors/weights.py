@@ -26,6 +26,7 @@ _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 _OLD_NAMES = (
     (re.compile(r"^(.*\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), lambda m: f"{m[1]}.0.{m[2]}"),
     (re.compile(r"^(.*rpn\.head\.conv)\.(weight|bias)$"), lambda m: f"{m[1]}.0.0.{m[2]}"),
+    (re.compile(r"^(.*mask_head)\.mask_fcn(\d+)\.(weight|bias)$"), lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
     (re.compile(r"^(.*_head\.conv)\.(\d+)\.(weight|bias)$"), lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}"),
 )
 """Names of torchvision's first published checkpoints, and today's."""
