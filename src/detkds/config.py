@@ -96,6 +96,7 @@ class DetectorConfig(Section):
         detector: a registered detector, such as ``retinanet``.
         backbone: a named backbone or any timm model that gives feature maps; null: the detector's own.
         classes: names of the classes it knows, in label order; null: those of the data.
+        size: pixels of the longer side of the images it is given (a teacher only); null: those of the data.
         backbone_weights: ``pretrained`` for the backbone library's own weights; null for random ones.
         options: further arguments of the detector.
         weights: a local file or URL with the whole detector's weights.
@@ -105,6 +106,7 @@ class DetectorConfig(Section):
     detector: str
     backbone: str | None = None
     classes: tuple[str, ...] | None = None
+    size: Count | None = None
     backbone_weights: Literal["pretrained"] | None = None
     options: dict[str, Any] = {}
     weights: str | None = None

@@ -103,3 +103,28 @@ def test_a_store_gives_the_same(spots: CocoDataset) -> None:
         stored = predict_dataset(BrightSpot(), spots, size=96, batch_size=4, device="cpu", store=store)
         assert all(torch.equal(stored[image_id].boxes, plain[image_id].boxes) for image_id in plain)
     assert store.full
+
+
+class ManySpots(BrightSpot):
+    """Knows more classes than the data, in another order; sees one object of each of the first two."""
+
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.class_names = class_names
+
+    def predict(self, batch: Batch) -> list[Detections]:
+        found = super().predict(batch)
+        return [
+            Detections(one.boxes.repeat(2, 1), one.scores.repeat(2), torch.arange(2).repeat_interleave(len(one.boxes)))
+            for one in found
+        ]
+
+
+def test_a_detector_of_other_classes_is_read_by_name(spots: CocoDataset) -> None:
+    """``spot`` is its class 1; what it calls ``dog`` is left out."""
+    [name] = spots.class_names
+    found = predict_dataset(ManySpots(("dog", name, "cat")), spots, size=64, batch_size=2, device="cpu")
+    expected = predict_dataset(BrightSpot(), spots, size=64, batch_size=2, device="cpu")
+    for image, detections in expected.items():
+        assert torch.equal(found[image].boxes, detections.boxes)
+        assert found[image].labels.tolist() == [0] * len(detections.boxes)

@@ -35,6 +35,11 @@ class Detector(nn.Module, ABC):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def core(self) -> Detector:
+        """The detector itself, where this one only changes what it is given."""
+        return self
+
     def normalise(self, batch: Batch) -> Tensor:
         """The batch's images with this detector's own mean and deviation; padding stays exactly 0."""
         images = (batch.images - self.mean) / self.std
@@ -78,7 +83,7 @@ class Detector(nn.Module, ABC):
 
         Everything outside the backbone is a candidate (the "inheriting" of FGD, Yang et al. 2022).
         """
-        own, theirs = self.state_dict(), teacher.state_dict()
+        own, theirs = self.state_dict(), teacher.core.state_dict()
         copied = [
             name
             for name, tensor in own.items()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detkds.data.coco import CocoDataset
 from detkds.data.loader import evaluation_batches
@@ -26,7 +26,9 @@ def predict_dataset(
     store: ImageStore | None = None,
     workers: int = 0,
 ) -> dict[int, Detections]:
-    """Detections of every image by id, on the CPU, boxes in original pixels.
+    """Detections of every image by id, on the CPU, boxes in original pixels, labels those of the data set.
+
+    A detector of other classes than the data's is read by their names; what it finds of others is left out.
 
     The detector predicts in evaluation mode without gradients; the modes of all its parts are put back afterwards.
 
@@ -35,6 +37,7 @@ def predict_dataset(
         store: an ``ImageStore(dataset, size)`` to keep decoded images between calls.
     """
     found: dict[int, Detections] = {}
+    labels = _labels(detector.class_names, dataset.class_names)
     batches = evaluation_batches(dataset, size=size, batch_size=batch_size, store=store, workers=workers)
     with evaluating(detector), torch.inference_mode():
         for batch in batches:
@@ -43,7 +46,7 @@ def predict_dataset(
                 batch.image_ids, detector.predict(batch.to(device)), batch.scales, strict=True
             ):
                 record = dataset.records[image_id]
-                original = rescale(_on_cpu(detections), scale, (record.height, record.width))
+                original = rescale(_relabelled(_on_cpu(detections), labels), scale, (record.height, record.width))
                 found[image_id] = original
     return found
 
@@ -58,6 +61,22 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def _labels(ours: Sequence[str], data: Sequence[str]) -> Tensor | None:
+    """The data's label of each of the detector's, -1 where it has none; None where they are the same."""
+    if tuple(ours) == tuple(data):
+        return None
+    return torch.tensor([data.index(name) if name in data else -1 for name in ours])
+
+
+def _relabelled(detections: Detections, labels: Tensor | None) -> Detections:
+    if labels is None:
+        return detections
+    given = labels[detections.labels]
+    kept = given >= 0
+    masks = None if detections.masks is None else detections.masks[kept]
+    return Detections(detections.boxes[kept], detections.scores[kept], given[kept], masks)
 
 
 def _on_cpu(detections: Detections) -> Detections:

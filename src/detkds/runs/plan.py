@@ -20,6 +20,7 @@ from detkds.data.digits import NAMES, make_digits
 from detkds.data.subset import proxy_subset, split_validation
 from detkds.detectors import build_detector
 from detkds.detectors.base import Detector
+from detkds.detectors.rescaled import Rescaled
 from detkds.detectors.weights import load_weights
 from detkds.distiller import check_pair
 from detkds.errors import ConfigError, Faults, UserError
@@ -147,10 +148,9 @@ def make_plan(config: RunConfig) -> Plan:
     loaded = {name: attempt(load_policy, name) for name in config.final.policies}
     first = {name: attempt(load_policy, name) for name in config.search.warm_start}
     names = data[0].class_names if data else NAMES[: config.data.embedded_classes]
-    teacher = attempt(make_detector, config.teacher, names, config.seed)
+    teacher = attempt(make_teacher, config.teacher, names, config.seed, config.data.size)
     student = attempt(make_detector, config.student, names, config.seed)
-    if config.teacher.weights is None and config.teacher.train is None:
-        faults.add("teacher: expected weights (a file or URL), or train: how to train it first; got neither")
+    attempt(check_roles, config)
     parts = attempt(split_data, config, data[0]) if data else None
     policies = {name: policy for name, policy in loaded.items() if policy is not None}
     if teacher is not None and student is not None:
@@ -212,6 +212,33 @@ def make_detector(config: DetectorConfig, class_names: tuple[str, ...], seed: in
     if config.weights is not None:
         load_weights(detector, config.weights)
     return detector
+
+
+def make_teacher(config: DetectorConfig, class_names: tuple[str, ...], seed: int, size: int) -> Detector:
+    """Build a teacher for images whose longer side has ``size`` pixels; it may be given larger or smaller ones.
+
+    Raises:
+        UserError: as :func:`make_detector`.
+    """
+    teacher = make_detector(config, class_names, seed)
+    return teacher if config.size in (None, size) else Rescaled(teacher, config.size / size)
+
+
+def check_roles(config: RunConfig) -> None:
+    """What only a teacher may have, and what it may not have together.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    faults = Faults()
+    for key in ("classes", "size"):
+        if getattr(config.student, key) is not None:
+            faults.add(f"student: {key}: a student has those of the data; leave it out")
+    if config.teacher.weights is None and config.teacher.train is None:
+        faults.add("teacher: expected weights (a file or URL), or train: how to train it first; got neither")
+    if config.teacher.weights is None and config.teacher.classes is not None:
+        faults.add("teacher: classes: a teacher that is trained first learns the classes of the data; leave it out")
+    faults.raise_as(ConfigError)
 
 
 def load_data(config: RunConfig) -> tuple[CocoDataset, CocoDataset]:

@@ -21,7 +21,7 @@ from detkds.runs.distributed import Processes, joined
 from detkds.runs.folder import open_folder, write_text
 from detkds.runs.listening import Listener
 from detkds.runs.pipeline import clocked
-from detkds.runs.plan import Plan, absolute, choose_device, load_data, make_detector, make_plan
+from detkds.runs.plan import Plan, absolute, choose_device, load_data, make_plan, make_teacher
 from detkds.runs.steps import StepLog
 from detkds.runs.teacher import prepare_teacher
 from detkds.runs.weights import absolute_policies
@@ -68,7 +68,7 @@ def train_plain(config: RunConfig, which: Which, seed: int | None, listener: Lis
             return Single(target.with_suffix(".safetensors"), target.with_suffix(".jsonl"), metrics)
         setting = Setting(
             None,
-            lambda seed, inherit: make_detector(config.teacher, plan.train_data.class_names, seed),
+            lambda seed, inherit: make_teacher(config.teacher, plan.train_data.class_names, seed, config.data.size),
             plan.train_data,
             plan.test_data,
             train,
@@ -124,7 +124,7 @@ def evaluate(config: RunConfig, weights: Path, which: Which, split: Literal["tes
         if config.data.embedded is not None and not (config.folder / "data").exists():
             config = config.model_copy(update={"runs": Path(scratch)})
         train, test = load_data(config)
-        detector = make_detector(described, train.class_names, config.seed)
+        detector = make_teacher(described, train.class_names, config.seed, config.data.size)
         load_weights(detector, weights)
         detector.to(device)
         data = test if split == "test" else train
