@@ -32,7 +32,7 @@ from detkds.detectors import Detector, build_detector
 from detkds.distiller import Distiller
 from detkds.policy import Policy, load_policy
 from detkds.structures import Batch, DetectorOutput, Target
-from detkds.training.loop import ask
+from detkds.training.ask import ask
 from detkds.training.member import Member
 
 TARGETS = {"detkds/global": 0.10, "detkds/one-stage": 0.25}

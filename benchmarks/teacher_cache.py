@@ -30,9 +30,9 @@ from typing import Any
 
 from detkds.policy import load_policy
 from detkds.runs.plan import load_run, make_plan
+from detkds.training.ask import ask
 from detkds.training.batch_files import BatchFiles
 from detkds.training.fingerprint import fingerprint
-from detkds.training.loop import ask
 from detkds.training.member import Member
 from detkds.training.teacher_cache import Decision, TeacherCache
 

@@ -93,7 +93,8 @@ class DetectorConfig(Section):
     """A detector: its registered name, its options, and where its weights come from.
 
     Attributes:
-        detector: a registered detector, such as ``retinanet``.
+        detector: a registered detector, such as ``retinanet``; for a teacher also ``self``: every student is taught by
+            the moving average of its own weights (``train.ema``; Mean Teacher, Tarvainen and Valpola 2017).
         backbone: a named backbone or any timm model that gives feature maps; null: the detector's own.
         classes: names of the classes it knows, in label order; null: those of the data.
         size: pixels of the longer side of the images it is given (a teacher only); null: those of the data.
@@ -245,6 +246,16 @@ class RunConfig(Section):
         if not path.parts or path.is_absolute() or ".." in path.parts:
             raise ValueError("expected the name of a folder inside runs")
         return name
+
+    @property
+    def self_taught(self) -> bool:
+        """Whether every student is its own teacher."""
+        return self.teacher.detector == "self"
+
+    @property
+    def inherits(self) -> bool:
+        """Whether students start from the teacher's neck and head."""
+        return self.inherit and not self.self_taught
 
     @property
     def folder(self) -> Path:

@@ -14,8 +14,8 @@ from detkds import Distiller, Policy, Term
 from detkds.detectors import Detector
 from detkds.registry import DISTANCES
 from detkds.structures import Batch, Kind, Pair
+from detkds.training.ask import ask
 from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
-from detkds.training.loop import ask
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import torch
 
 from detkds import Policy, Term
 from detkds.errors import WeightsError
-from detkds.training.loop import ask, train
+from detkds.training.ask import ask
+from detkds.training.loop import train
 
 DETECTORS = ["retinanet", "fcos", "faster_rcnn"]
 CPU = torch.device("cpu")

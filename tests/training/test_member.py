@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from detkds import Policy
+from detkds import Policy, Term
 from detkds.config import TrainConfig
 from detkds.structures import Batch
-from detkds.training.loop import ask
-from detkds.training.member import DivergenceError, autocast, seeded
+from detkds.training.ask import ask
+from detkds.training.member import DivergenceError, Member, autocast, seeded
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
@@ -131,6 +131,38 @@ def test_the_moving_average_is_what_is_evaluated(member, batch):
     torch.testing.assert_close(one.student.state_dict()[name], expected)
     assert one.student is not one.model.student
     assert one.student.state_dict().keys() == one.model.student.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+def test_a_self_taught_student_asks_its_own_average(detector, batch, name):
+    """Its losses are those of a distiller that is given the output of a copy of the average; the average learns not."""
+    policy = Policy([Term("global", (), "l2", 2.0), Term("logits", (), "l2", 1.0)])
+    config = TrainConfig(ema=0.5, warmup_steps=0, lr=0.05)
+    student = detector(name)
+    one = Member("own", student, policy, None, config, 6, seed=0, device=torch.device("cpu"), self_taught=True)
+    one.train_step(batch(0), None)
+    before, average = copy.deepcopy(one.model), copy.deepcopy(one.student)
+    found = one.train_step(batch(1), None)
+    with seeded(0 * 1_000_003 + 1, torch.device("cpu")):
+        expected = before.train()(batch(1), ask(average, batch(1)))
+    assert found.keys() == expected.keys() and found["global/l2"] > 0
+    assert all(torch.equal(found[key], expected[key].detach()) for key in found)
+    assert all(parameter.grad is None for parameter in one.student.parameters())
+
+
+def test_a_self_taught_student_needs_an_average(detector):
+    with pytest.raises(ValueError, match="moving average"):
+        Member(
+            "own",
+            detector("fcos"),
+            Policy(),
+            None,
+            TrainConfig(),
+            6,
+            seed=0,
+            device=torch.device("cpu"),
+            self_taught=True,
+        )
 
 
 # ----------------------------------------------------------------------------------------------------- precision

@@ -18,9 +18,9 @@ from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.digits import make_digits
 from detkds.structures import DetectorOutput
 from detkds.training import teacher_cache
+from detkds.training.ask import ask
 from detkds.training.batch_files import BatchFiles
 from detkds.training.fingerprint import fingerprint
-from detkds.training.loop import ask
 from detkds.training.member import autocast
 from detkds.training.population import Candidate, Setting, Trained, train_candidates
 from detkds.training.teacher_cache import Decision, TeacherCache, compact

@@ -30,7 +30,7 @@ class Contender:
 def contenders(plan: Plan, searched: Sequence[Policy]) -> list[Contender]:
     """The plain student, with its own and with the inherited neck and head, then the hand-designed and the searched."""
     plain = [Contender("plain", "plain", Policy(), inherit=False)]
-    if plan.config.inherit:
+    if plan.config.inherits:
         plain.append(Contender("plain, inherited", "plain", Policy()))
     hand = [Contender(name, "hand", policy) for name, policy in plan.policies.items()]
     found = [

@@ -22,8 +22,8 @@ from detkds.runs.plan import Plan, absolute
 from detkds.runs.preview import combination_budget, confirmations, populations
 from detkds.search.space import points
 from detkds.structures import Batch
+from detkds.training.ask import ask
 from detkds.training.batch_files import BatchFiles
-from detkds.training.loop import ask
 from detkds.training.member import Member
 from detkds.training.population import Setting
 from detkds.training.teacher_cache import TeacherCache
@@ -63,7 +63,8 @@ def measure_speed(plan: Plan) -> Speed:
     answers = {id(batch): ask(plan.teacher, batch) for batch in batches}
     step = _timed(lambda batch: plain.train_step(batch, None), batches, plan.device)
     full = _timed(lambda batch: distilled.train_step(batch, answers[id(batch)]), batches, plan.device)
-    forward = _timed(lambda batch: ask(plan.teacher, batch), batches, plan.device)
+    alone = plan.config.self_taught  # no teacher is shared: its cost is part of every distilled step
+    forward = 0.0 if alone else _timed(lambda batch: ask(plan.teacher, batch), batches, plan.device)
     teacher_step = 0.0
     if not plan.teacher_ready:
         twin = _scratch_teacher(plan)
@@ -75,8 +76,8 @@ def measure_speed(plan: Plan) -> Speed:
         teacher_forward=forward,
         teacher_step=teacher_step,
         student_predict=_predict(student, setting),
-        teacher_predict=_predict(plan.teacher, setting),
-        teacher_search=_search_answer(plan, batches[0]),
+        teacher_predict=0.0 if alone else _predict(plan.teacher, setting),
+        teacher_search=0.0 if alone else _search_answer(plan, batches[0]),
     )
 
 
@@ -98,7 +99,7 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     confirmation = confirmations(plan) * (steps * (speed.student_step + kinds * speed.distillation) + check)
     confirmation += -(-confirmations(plan) // config.proxy.population) * steps * shared
     steps = _steps(plan, config.train, plan.train_data)
-    plain = 1 + config.inherit
+    plain = 1 + config.inherits
     terms = sum(map(len, plan.policies.values())) + plan.settings.finalists * kinds
     entries = plain + len(plan.policies) + plan.settings.finalists
     one_seed = steps * (entries * speed.student_step + terms * speed.distillation)
@@ -159,7 +160,17 @@ def _steps(plan: Plan, config: TrainConfig, data: CocoDataset) -> int:
 
 
 def _member(setting: Setting, student: Detector, policy: Policy) -> Member:
-    return Member("estimate", student, policy, setting.teacher, setting.config, 1000, seed=0, device=setting.device)
+    return Member(
+        "estimate",
+        student,
+        policy,
+        setting.teacher,
+        setting.config,
+        1000,
+        seed=0,
+        device=setting.device,
+        self_taught=setting.self_taught and len(policy) > 0,
+    )
 
 
 def _scratch_teacher(plan: Plan) -> Member:

@@ -100,11 +100,14 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
 
 
 def ready_teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:
-    """Load or train the teacher; its metrics on the test images, AP as fractions."""
+    """Load or train the teacher; its metrics on the test images, AP as fractions, where there is one to measure."""
     listener.stage("teacher", plan.teacher_epochs)
     with clocked(folder, "teacher"):
         metrics = prepare_teacher(plan, folder, lambda done: listener.advance(1))
-    listener.note(f"teacher: AP {100 * metrics['ap']:.1f} on the test images")
+    if metrics:
+        listener.note(f"teacher: AP {100 * metrics['ap']:.1f} on the test images")
+    else:
+        listener.note("teacher: the moving average of each student's own weights")
     return metrics
 
 

@@ -42,7 +42,8 @@ class Plan:
         config: as given.
         train_data, test_data: the whole training images, and the images reported on.
         proxy_data, validation_data: parts of the training images that candidates are trained and ranked on.
-        teacher: with its weights where they were given; still to be trained where ``teacher_ready`` is False.
+        teacher: with its weights where they were given; still to be trained where ``teacher_ready`` is False. Where
+            students teach themselves, another student, against which losses are checked and scaled.
         spaces: what is searched, by kind of knowledge.
         refused: kinds of knowledge this pair cannot offer, with the reason.
         policies: the hand-designed policies of the final comparison.
@@ -70,7 +71,7 @@ class Plan:
     def build_student(self, seed: int, inherit: bool) -> Detector:
         """A fresh student; everything random in it depends on the seed alone."""
         student = make_detector(self.config.student, self.train_data.class_names, seed)
-        if inherit and self.config.inherit:
+        if inherit and self.config.inherits:
             student.inherit(self.teacher)
         return student
 
@@ -84,6 +85,7 @@ class Plan:
             config=config,
             size=self.config.data.size,
             device=self.device,
+            self_taught=self.config.self_taught,
         )
 
     @property
@@ -148,7 +150,9 @@ def make_plan(config: RunConfig) -> Plan:
     loaded = {name: attempt(load_policy, name) for name in config.final.policies}
     first = {name: attempt(load_policy, name) for name in config.search.warm_start}
     names = data[0].class_names if data else NAMES[: config.data.embedded_classes]
-    teacher = attempt(make_teacher, config.teacher, names, config.seed, config.data.size)
+    # Its own average says at first what a student says itself; losses are checked and scaled against another student.
+    described, seed = (config.student, config.seed + 1) if config.self_taught else (config.teacher, config.seed)
+    teacher = attempt(make_teacher, described, names, seed, config.data.size)
     student = attempt(make_detector, config.student, names, config.seed)
     attempt(check_roles, config)
     parts = attempt(split_data, config, data[0]) if data else None
@@ -177,14 +181,14 @@ def make_plan(config: RunConfig) -> Plan:
         proxy_data=parts[0],
         validation_data=parts[1],
         teacher=teacher.to(device),
-        teacher_ready=config.teacher.weights is not None,
+        teacher_ready=config.self_taught or config.teacher.weights is not None,
         spaces=offered,
         refused=refused,
         policies=policies,
         warm_start=tuple(first.values()),
         settings=settings,
         halving=halving,
-        inherited=tuple(student.inherit(teacher)) if config.inherit else (),
+        inherited=tuple(student.inherit(teacher)) if config.inherits else (),
     )
 
 
@@ -234,7 +238,13 @@ def check_roles(config: RunConfig) -> None:
     for key in ("classes", "size"):
         if getattr(config.student, key) is not None:
             faults.add(f"student: {key}: a student has those of the data; leave it out")
-    if config.teacher.weights is None and config.teacher.train is None:
+    if config.self_taught:
+        given = [key for key, value in config.teacher if key != "detector" and value not in (None, {})]
+        if given:
+            faults.add(f"teacher: the detector 'self' is the student's average and takes no {', '.join(given)}")
+        if config.train.ema is None:
+            faults.add("train.ema: a student that teaches itself needs the decay of its moving average, such as 0.99")
+    elif config.teacher.weights is None and config.teacher.train is None:
         faults.add("teacher: expected weights (a file or URL), or train: how to train it first; got neither")
     if config.teacher.weights is None and config.teacher.classes is not None:
         faults.add("teacher: classes: a teacher that is trained first learns the classes of the data; leave it out")

@@ -30,20 +30,12 @@ def summarise(
 ) -> dict[str, Any]:
     """Collect everything a reader needs to judge the run; AP in points (0-100)."""
     counts = {state: sum(r.state is not None and r.state.value == state for r in records) for state in _STATES}
-    measured = Row(
-        name="teacher",
-        kind="teacher",
-        policy="",
-        ap={plan.config.seed: 100 * teacher["ap"]},
-        mean=100 * teacher["ap"],
-        spread=0.0,
-        metrics={key: 100 * value for key, value in teacher.items() if key.startswith("ap") and _number(value)},
-    )
+    measured = [_teacher_row(teacher, plan.config.seed)] if teacher else []
     return {
         "name": plan.config.name,
         "version": detkds.__version__,
         "verdict": verdict(rows),
-        "rows": [row.to_dict() for row in (measured, *rows)],
+        "rows": [row.to_dict() for row in (*measured, *rows)],
         "policy": confirmed[0].policy.to_dict(),
         "confirmation": [one.to_dict() for one in confirmed],
         "seeds": list(plan.config.final.seeds),
@@ -72,6 +64,18 @@ def summarise(
             "torch": torch.__version__,
         },
     }
+
+
+def _teacher_row(metrics: Mapping[str, Any], seed: int) -> Row:
+    return Row(
+        name="teacher",
+        kind="teacher",
+        policy="",
+        ap={seed: 100 * metrics["ap"]},
+        mean=100 * metrics["ap"],
+        spread=0.0,
+        metrics={key: 100 * value for key, value in metrics.items() if key.startswith("ap") and _number(value)},
+    )
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Record], policy: Policy) -> None:

@@ -23,11 +23,14 @@ def prepare_teacher(
     """Give ``plan.teacher`` its weights and measure it on the test images, once per run folder.
 
     Returns:
-        Its metrics, AP as fractions.
+        Its metrics, AP as fractions; none where students teach themselves.
 
     Raises:
         ConfigError: its training failed.
     """
+    if plan.config.self_taught:
+        plan.teacher.requires_grad_(False).eval()
+        return {}
     weights, record = folder / "teacher.safetensors", folder / "teacher.json"
     if plan.teacher_ready:
         if not record.exists():

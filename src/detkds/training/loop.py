@@ -13,6 +13,7 @@ from torch import Tensor
 from detkds.config import TrainConfig
 from detkds.detectors.base import Detector
 from detkds.structures import Batch, DetectorOutput
+from detkds.training.ask import ask
 from detkds.training.checkpoint import load_state, save_state
 from detkds.training.member import Member, autocast
 
@@ -111,17 +112,3 @@ def train(
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return clock
-
-
-def ask(teacher: Detector, batch: Batch, *, responses: bool = True) -> DetectorOutput:
-    """One pass of the frozen teacher in evaluation mode; without ``responses`` a dense teacher's head is left out."""
-    teacher.eval()
-    runs_head = getattr(teacher, "responses", None)
-    if runs_head is not None:
-        teacher.responses = runs_head and responses  # type: ignore[assignment]
-    try:
-        with torch.no_grad():
-            return teacher(batch)
-    finally:
-        if runs_head is not None:
-            teacher.responses = runs_head

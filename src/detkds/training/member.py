@@ -17,6 +17,7 @@ from detkds.detectors.base import Detector
 from detkds.distiller import Distiller
 from detkds.policy import Policy
 from detkds.structures import Batch, DetectorOutput
+from detkds.training.ask import ask
 from detkds.training.schedule import build_optimizer, lr_factor
 
 
@@ -44,6 +45,9 @@ class DistilledStudent(nn.Module):
 class Member:
     """One student of a population.
 
+    With ``self_taught`` its teacher is the moving average of its own weights (``config.ema``): Mean Teacher, Tarvainen
+    and Valpola, NeurIPS 2017.
+
     Attributes:
         name: what it is called in logs and checkpoints.
         failure: the error that ended its training, or None.
@@ -64,6 +68,7 @@ class Member:
         seed: int,
         device: torch.device,
         distributed: bool = False,
+        self_taught: bool = False,
     ) -> None:
         self.name = name
         self.config = config
@@ -84,6 +89,9 @@ class Member:
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        if self_taught and self.average is None:
+            raise ValueError("a student that teaches itself needs the decay of its moving average, config.ema")
+        self.self_taught = self_taught
 
     @property
     def alive(self) -> bool:
@@ -92,7 +100,7 @@ class Member:
 
     @property
     def distils(self) -> bool:
-        """Whether this member needs the teacher's output."""
+        """Whether this member learns from a teacher's output."""
         return len(self.model.distiller.policy) > 0
 
     @property
@@ -101,7 +109,7 @@ class Member:
         return cast(Detector, self.average.module) if self.average is not None else self.model.student
 
     def train_step(self, batch: Batch, teacher_output: DetectorOutput | None) -> dict[str, Tensor]:
-        """One optimiser step; the losses it was made from, detached.
+        """One optimiser step; the losses it was made from, detached. A student that teaches itself asks its average.
 
         Random draws inside the step depend on the seed and the step alone, so that a member is trained alike alone
         and in company, and after a resume.
@@ -116,6 +124,8 @@ class Member:
             group["lr"] = self.config.lr * factor
         with seeded(self.seed * 1_000_003 + self.steps, self.device):
             with autocast(self.device, self.config.amp):
+                if self.self_taught and self.distils:
+                    teacher_output = ask(self.student, batch, responses=self.model.distiller.reads_responses)
                 losses = self.wrapped(batch, teacher_output)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
             self.scaler.scale(total).backward()

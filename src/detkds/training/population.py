@@ -64,6 +64,8 @@ class Setting:
         train_data, test_data: images to train on, and to measure AP on.
         config: how each student is trained.
         size: pixels of the longer image side.
+        self_taught: whether every student is taught by its own moving average. ``teacher`` is then another student,
+            against which losses are checked and scaled before a training.
     """
 
     teacher: Detector | None
@@ -73,6 +75,7 @@ class Setting:
     config: TrainConfig
     size: int
     device: torch.device
+    self_taught: bool = False
 
     @cached_property
     def augmentation(self) -> Augmentation:
@@ -188,12 +191,13 @@ def train_candidates(
             seed=seed,
             device=setting.device,
             distributed=distributed,
+            self_taught=setting.self_taught,
         )
         for candidate in candidates
     ]
     train(
         members,
-        setting.teacher,
+        None if setting.self_taught else setting.teacher,
         setting.batches(seed, rank=rank, world=world),
         setting.config,
         device=setting.device,
