@@ -173,6 +173,9 @@ class SearchConfig(Section):
         knowledge: the kinds to search; kinds the pair cannot offer are left out with a reason.
         sampler: a registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``.
         single_budget: candidate trainings per kind of knowledge; combination_budget: for the combination stage.
+        divide: whether kinds are searched one by one before they are combined; false searches all in one joint space,
+            with the trainings of both stages. filter: whether candidates whose loss is no use (not finite, too large,
+            without gradient) are refused before training; false trains them. Both are what the method is compared with.
         parallel: iterations of one study that are measured side by side. The more, the fuller populations are and the
             more company halving has; the fewer, the more each proposal has seen.
         parents: the k of Algorithm 1; newcomer: when a random newcomer is evaluated beside the mutant.
@@ -190,6 +193,8 @@ class SearchConfig(Section):
     sampler: str = "evolution"
     single_budget: Count = 20
     combination_budget: Count = 40
+    divide: bool = True
+    filter: bool = True
     parallel: Count = 1
     population: Annotated[int, Field(ge=2)] = 8
     sample_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9

@@ -106,7 +106,7 @@ def test_a_dry_run_of_a_search_shows_the_plan_and_leaves_nothing(
     data = answered(invoke("search", config_file, "search.single_budget=2", "--dry-run", "--json"))
     assert data["data"]["train"].startswith("16 images")
     assert data["data"]["proxy"].startswith("8 images")
-    assert data["search"]["trainings"] == {"single": 10, "combination": 1, "total": 11}
+    assert data["search"]["trainings"] == {"single": 10, "combination": 1, "joint": 0, "total": 11}
     assert data["comparison"]["policies"] == ["plain", "plain, inherited", "pkd", "searched"]
     assert data["comparison"]["trainings"] == 8
     assert [level["stride"] for level in data["pair"]["levels"]] == [8, 16, 32, 64, 128]
@@ -129,7 +129,8 @@ def test_a_dry_run_says_why_knowledge_is_left_out_and_where_adapters_stand(
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run))
     halving = ("proxy.epochs=4", "proxy.halving.rungs=[1,3]")
-    result = invoke("search", path, "--dry-run", "search.evaluator=ray", "search.workers=3", *halving)
+    ablations = ("search.divide=false", "search.filter=false")
+    result = invoke("search", path, "--dry-run", "search.evaluator=ray", "search.workers=3", *halving, *ablations)
     assert result.exit_code == 0, result.output
     assert "left out: " in result.stdout
     assert "3; the time below is that of a search in one process" in result.stdout
@@ -137,6 +138,8 @@ def test_a_dry_run_says_why_knowledge_is_left_out_and_where_adapters_stand(
     assert "1x1 adapter" in result.stdout
     assert "AP after epochs 1, 3 of the proxy; 1 of 3 goes on" in result.stdout
     assert "from scratch on this machine" in result.stdout
+    plan = " ".join(result.stdout.split())
+    assert "4 candidate trainings (in one joint space of" in plan and "no candidate refused beforehand" in plan
 
 
 def test_a_dry_run_of_a_proxy_check_counts_its_trainings(config_file: Path, invoke: Any, tmp_path: Path) -> None:

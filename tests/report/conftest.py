@@ -83,6 +83,8 @@ def summary() -> dict[str, Any]:
             "weighting": "gradient",
             "sampler": "evolution",
             "seed": 0,
+            "divide": True,
+            "filter": True,
             "trainings": 40,
             "epochs": {"trained": 48.5, "saved": 71.5},
             "looked_up": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from detkds.report.analysis import history, marginals, measured, outcomes, per_class, plain_reason
 from detkds.search.result import Record
 
@@ -48,6 +50,15 @@ def test_marginals_are_means_by_option_and_twins_do_not_count_twice(records: lis
     ]
     assert distance.spread == 4.0
     assert found["logits"] == []
+
+
+def test_marginals_leave_out_what_had_no_say(records: list[Record]) -> None:
+    """In a joint space the distance of a term of weight 0 is none; its weight is."""
+    params = ({"a.distance": "l1", "a.weight": 1.0}, {"a.distance": "l2", "a.weight": 0.0},
+              {"a.distance": "kl", "a.weight": 2.0})  # fmt: skip
+    joint = [replace(records[0], study="joint", number=i, params=one) for i, one in enumerate(params)]
+    found = {gene.name: {option.option for option in gene.options} for gene in marginals(joint)["joint"]}
+    assert found == {"a.distance": {"l1", "kl"}, "a.weight": {"0", "1", "2"}}
 
 
 def test_ap_by_class_is_averaged_over_seeds_and_sorted_by_gain() -> None:

@@ -10,7 +10,7 @@ import pytest
 from detkds.config import parse_config
 from detkds.runs.estimate import Speed, estimate, estimate_training
 from detkds.runs.plan import make_plan
-from detkds.runs.preview import all_policies, combinations, preview
+from detkds.runs.preview import combinations, preview
 from detkds.search.space import parse_spaces
 
 SPACE = """
@@ -22,10 +22,9 @@ knowledge:
 
 
 def test_combinations_are_counted() -> None:
-    """Weights 0, 1, 2 of two terms but not none: 3 x 3 - 1. Policies: (4 + 1) (2 + 1) - 1."""
+    """Weights 0, 1, 2 of two terms but not none: 3 x 3 - 1."""
     spaces = parse_spaces(SPACE)
     assert combinations(spaces) == 8
-    assert all_policies(spaces) == 14
     assert combinations({"global": spaces["global"]}) == 0
 
 
@@ -50,6 +49,16 @@ def test_costs_add_up_as_by_hand(tiny_run: dict[str, Any]) -> None:
     speed = Speed(60, 60, 60, 60, 60, 0, 0)
     expected = {"teacher": 4, "search": 20, "confirmation": 16, "comparison": 24, "total": 64}
     assert estimate(plan, speed) == pytest.approx(expected)
+
+
+def test_an_undivided_search_costs_as_many_trainings_one_after_the_other(tiny_run: dict[str, Any]) -> None:
+    """Minutes, with all parts 60 s but predictions 0: 6 candidates, each step + 5 terms + 2 shared by nobody."""
+    tiny_run["search"] = {**tiny_run["search"], "divide": False, "filter": False}
+    plan = make_plan(parse_config(tiny_run))
+    assert estimate(plan, Speed(60, 60, 60, 60, 60, 0, 0))["search"] == pytest.approx(6 * 8)
+    found = preview(plan)["search"]
+    assert found["trainings"] == {"single": 0, "combination": 0, "joint": 6, "total": 6}
+    assert found["joint_policies"] > 1e12 and not found["filter"]
 
 
 def test_halving_costs_the_steps_that_are_expected(tiny_run: dict[str, Any]) -> None:

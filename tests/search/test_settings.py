@@ -8,8 +8,9 @@ from detkds.search.settings import SearchSettings
 
 def test_every_fault_is_named_at_once():
     with pytest.raises(ConfigError) as error:
-        SearchSettings(population=1, parents=0, sample_ratio=1.5, newcomer="every:0", crossover=2, single_budget=True)
-    assert len(error.value.faults) == 6
+        SearchSettings(population=1, parents=0, sample_ratio=1.5, newcomer="every:0", crossover=2, single_budget=True,
+                       divide="no")  # fmt: skip
+    assert len(error.value.faults) == 7
 
 
 def test_the_papers_settings():
@@ -26,7 +27,7 @@ def test_a_total_budget_is_shared_out_whole(trainings, knowledge, single, combin
     settings = SearchSettings.for_budget(trainings, knowledge)
     assert (settings.single_budget, settings.combination_budget, settings.population) == (
         single, combination, population)  # fmt: skip
-    assert single * knowledge + combination == trainings
+    assert single * knowledge + combination == trainings == settings.trainings(knowledge)
 
 
 def test_a_budget_too_small_to_share():

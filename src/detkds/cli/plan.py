@@ -55,10 +55,14 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     seeds = ", ".join(map(str, compared["seeds"]))
     facts.add_row("comparison", f"{compared['trainings']} trainings at the full budget, seeds {seeds}")
     trainings = search["trainings"]
+    spent = f"{trainings['single']} single, {trainings['combination']} of {search['combinations']:,} combinations"
+    if trainings["joint"]:
+        spent = f"in one joint space of {search['joint_policies']:.2g} policies"
+    unfiltered = "" if search["filter"] else ", no candidate refused beforehand"
     facts.add_row(
         "search",
-        f"{trainings['total']} candidate trainings ({trainings['single']} single, {trainings['combination']} of "
-        f"{search['combinations']:,} combinations), sampler {search['sampler']}, {search['weighting']} weights",
+        f"{trainings['total']} candidate trainings ({spent}), sampler {search['sampler']}, "
+        f"{search['weighting']} weights{unfiltered}",
     )
     if halving := search["halving"]:
         rungs = ", ".join(map(str, halving["rungs"]))

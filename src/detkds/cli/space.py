@@ -48,7 +48,8 @@ def describe(name: str, weighting: Any) -> dict[str, Any]:
     Raises:
         ConfigError: listing every fault of the space file.
     """
-    from detkds.runs.preview import all_policies, combinations
+    from detkds.runs.preview import combinations
+    from detkds.search.joint import JointSpace
     from detkds.search.space import load_spaces
 
     spaces = load_spaces(name, weighting)
@@ -63,7 +64,7 @@ def describe(name: str, weighting: Any) -> dict[str, Any]:
         "policies": sum(kind["policies"] for kind in kinds.values()),
         "distinct": sum(kind["distinct"] for kind in kinds.values()),
         "combinations": combinations(spaces),
-        "all_distinct": all_policies(spaces),
+        "all_distinct": JointSpace(spaces).count_canonical(),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detkds.search.divide_and_conquer import COMBINATION
+from detkds.search.joint import active
 from detkds.search.result import Record, State
 
 _TERM = re.compile(r"term '[^']*': ")
@@ -105,7 +106,7 @@ def marginals(records: Iterable[Record]) -> dict[str, list[Gene]]:
     for record in measured(records):
         assert record.ap is not None
         genes = values.setdefault(record.study, {})
-        for gene, option in record.params.items():
+        for gene, option in active(record.params).items():
             genes.setdefault(gene, {}).setdefault(_shown(option), []).append(record.ap)
     return {study: _ranked(genes) for study, genes in values.items()}
 

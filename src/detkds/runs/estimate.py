@@ -19,7 +19,7 @@ from detkds.detectors.base import Detector
 from detkds.evaluation.predict import evaluating
 from detkds.policy import Policy, Term
 from detkds.runs.plan import Plan, absolute
-from detkds.runs.preview import combination_budget, confirmations, populations
+from detkds.runs.preview import confirmations, populations, trainings
 from detkds.search.space import points
 from detkds.structures import Batch
 from detkds.training.ask import ask
@@ -88,11 +88,12 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     teacher = _teacher_seconds(plan, speed)
     proxy = _steps(plan, plan.proxy_config, plan.proxy_data)
     check = len(plan.validation_data) * speed.student_predict
-    singles, combination = plan.settings.single_budget * kinds, combination_budget(plan)
+    spent, total = trainings(plan), plan.settings.trainings(kinds)
     shared = speed.data + speed.teacher_forward
     stepped, checked = _expected(plan)
-    steps_of_all = (singles + combination) * speed.student_step + (singles + combination * kinds) * speed.distillation
-    search = stepped * proxy * steps_of_all + checked * check * (singles + combination)
+    terms_of_all = spent.single + (spent.combination + spent.joint) * kinds
+    steps_of_all = total * speed.student_step + terms_of_all * speed.distillation
+    search = stepped * proxy * steps_of_all + checked * check * total
     answer = speed.teacher_forward if speed.teacher_search is None else speed.teacher_search
     search += populations(plan) * proxy * (speed.data + answer)
     steps = _steps(plan, config.train, plan.proxy_data)

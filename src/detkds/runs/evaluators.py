@@ -58,6 +58,7 @@ def local_evaluator(
         population=plan.config.proxy.population,
         calibration_batches=plan.config.proxy.calibration_batches,
         halving=plan.halving,
+        filter=plan.config.search.filter,
         seed=plan.config.search.seed,
         ask_teacher=teacher_outputs(plan, setting, folder, listener, disk_share),
         on_epoch=on_epoch,

@@ -72,8 +72,7 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
     epochs = plan.proxy_config.epochs
     shares = plan.halving.shares(epochs) if plan.halving else ()
     meter = Meter(listener, epochs, config.proxy.population, shares)
-    combination = settings.combination_budget if len(plan.spaces) > 1 else 0
-    listener.stage("search", settings.single_budget * len(plan.spaces) + combination)
+    listener.stage("search", settings.trainings(len(plan.spaces)))
     for kind, reason in plan.refused.items():
         listener.note(f"{kind} is not searched: {reason}")
 

@@ -307,9 +307,10 @@ def search_settings(config: RunConfig) -> SearchSettings:
         newcomer=search.newcomer,
         single_budget=search.single_budget,
         combination_budget=search.combination_budget,
+        divide=search.divide,
         parallel=search.parallel,
         cohort=config.proxy.population,
-        initial_chunk=max(1, config.proxy.population // max(1, len(search.knowledge))),
+        initial_chunk=max(1, config.proxy.population // (max(1, len(search.knowledge)) if search.divide else 1)),
         finalists=config.final.top,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from detkds.detectors.base import Detector
@@ -12,6 +12,7 @@ from detkds.runs.comparison import contenders
 from detkds.runs.pair import describe_levels
 from detkds.runs.plan import Plan, describe_data
 from detkds.search.combination import CombinationSpace
+from detkds.search.joint import JointSpace
 from detkds.search.space import Space, points
 
 
@@ -19,7 +20,6 @@ def preview(plan: Plan) -> dict[str, Any]:
     """Data, pair, spaces, budgets and the policies to be compared."""
     config, settings = plan.config, plan.settings
     student = plan.build_student(config.seed, False)
-    singles = settings.single_budget * len(plan.spaces)
     searched = "searched" if settings.finalists == 1 else f"searched (best {settings.finalists})"
     compared = [entry.name for entry in contenders(plan, [])]
     return {
@@ -61,12 +61,10 @@ def preview(plan: Plan) -> dict[str, Any]:
             "halving": asdict(plan.halving) if plan.halving else None,
             "evaluator": config.search.evaluator,
             "workers": config.search.workers,
-            "trainings": {
-                "single": singles,
-                "combination": combination_budget(plan),
-                "total": singles + combination_budget(plan),
-            },
+            "filter": config.search.filter,
+            "trainings": asdict(trainings(plan)) | {"total": settings.trainings(len(plan.spaces))},
             "combinations": combinations(plan.spaces),
+            "joint_policies": JointSpace(plan.spaces).count_canonical(),
             "confirmations": confirmations(plan),
         },
         "comparison": {
@@ -77,17 +75,27 @@ def preview(plan: Plan) -> dict[str, Any]:
     }
 
 
-def combination_budget(plan: Plan) -> int:
-    """Candidate trainings of the second stage; none where there is only one kind of knowledge."""
-    return plan.settings.combination_budget if len(plan.spaces) > 1 else 0
+@dataclass(frozen=True)
+class Trainings:
+    """Candidate trainings of a search: of single terms, of their combinations, and of the undivided space."""
+
+    single: int = 0
+    combination: int = 0
+    joint: int = 0
+
+
+def trainings(plan: Plan) -> Trainings:
+    """What the search spends."""
+    settings, kinds = plan.settings, len(plan.spaces)
+    single, total = settings.single_budget * kinds, settings.trainings(kinds)
+    return Trainings(single, combination=total - single) if settings.divide else Trainings(joint=total)
 
 
 def populations(plan: Plan) -> int:
     """About how many populations a search trains: iterations of one study follow each other, kinds go side by side."""
-    settings, kinds = plan.settings, len(plan.spaces)
-    singles = max(1, min(plan.config.proxy.population, kinds * settings.parallel))
-    combined = max(1, min(plan.config.proxy.population, settings.parallel))
-    return math.ceil(settings.single_budget * kinds / singles) + math.ceil(combination_budget(plan) / combined)
+    spent, parallel, most = trainings(plan), plan.settings.parallel, plan.config.proxy.population
+    singles, others = min(most, len(plan.spaces) * parallel), min(most, parallel)
+    return math.ceil(spent.single / singles) + math.ceil((spent.combination + spent.joint) / others)
 
 
 def confirmations(plan: Plan) -> int:
@@ -103,11 +111,6 @@ def combinations(spaces: Mapping[str, Space]) -> int:
     terms = {name: space.term(next(points(space))) for name, space in spaces.items()}
     weights = sorted({float(weight) for space in spaces.values() for weight in space.genes["weight"]})
     return CombinationSpace(terms, weights).size
-
-
-def all_policies(spaces: Mapping[str, Space]) -> int:
-    """Distinct policies of at most one term of every kind: what divide and conquer need not walk through."""
-    return math.prod(space.count_canonical() + 1 for space in spaces.values()) - 1
 
 
 def _parameters(detector: Detector) -> int:

@@ -43,6 +43,8 @@ def summarise(
             "weighting": plan.config.search.weighting,
             "sampler": plan.config.search.sampler,
             "seed": plan.config.search.seed,
+            "divide": plan.config.search.divide,
+            "filter": plan.config.search.filter,
             "trainings": sum(record.counts for record in records),
             "epochs": _proxy_epochs(plan, records),
             "looked_up": sum(bool(record.twin_of) for record in records),

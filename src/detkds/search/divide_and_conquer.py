@@ -1,4 +1,7 @@
-"""The whole search: the best single-term policy of every kind of knowledge, then the best combination of them."""
+"""The whole search: the best single-term policy of every kind of knowledge, then the best combination of them.
+
+Or, for comparison, one search of the joint space of all kinds.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from detkds.errors import ConfigError, Faults, UserError, unknown_name
 from detkds.policy import Policy, Term
 from detkds.registry import SAMPLERS, parse_expression
 from detkds.search.combination import CombinationSpace
+from detkds.search.joint import JointSpace
 from detkds.search.journal import open_storage, sole_search
 from detkds.search.result import Evaluator, Record, SearchError, rank
 from detkds.search.samplers.base import SearchSampler
@@ -26,6 +30,9 @@ from detkds.search.study import Candidate, SearchStudy
 
 COMBINATION = "combination"
 """The name of the second stage's study."""
+
+JOINT = "joint"
+"""The name of the only study of a search that is not divided."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class SearchOutcome:
 
     Attributes:
         best: the record of highest proxy AP.
-        per_knowledge: the best single-term record of every kind of knowledge.
+        per_knowledge: the best single-term record of every kind of knowledge; empty where they were searched together.
         finalists: the best distinct policies, best first, for a comparison at the full budget.
         records: all trials of all studies.
         left_out: why kinds of knowledge found nothing.
@@ -88,6 +95,8 @@ def search(
 ) -> SearchOutcome:
     """Divide and conquer (Algorithm 1 of the paper): evolve each kind of knowledge alone, then their weights.
 
+    With ``settings.divide`` false one study of the joint space spends all trainings instead (the paper's Table 12).
+
     The first stage's studies are independent, and advance side by side: one round measures the next candidates of
     each in one call of the evaluator. Called again with the same store the search continues where it ended, and
     with a deterministic evaluator it ends with the same trials and the same winner as if it had not been interrupted.
@@ -111,30 +120,26 @@ def search(
         raise ConfigError(f"seed: expected a whole number >= 0, got {seed!r}")
     if not spaces:
         raise SearchError("search: expected the space of at least one kind of knowledge, got none")
-    initial = _warm_choices(warm_start, spaces)
+    samplers = _samplers(spaces, settings, seed, warm_start)
     store = InMemoryStorage() if store is None else store
     with sole_search(store):
         storage = open_storage(store)
         studies = {
-            name: SearchStudy(
-                name,
-                make_sampler(settings.sampler, space, study_seed(seed, name), settings, initial[name]),
-                storage,
-                settings.single_budget,
-            )
-            for name, space in spaces.items()
+            name: SearchStudy(name, sampler, storage, sampler.settings.single_budget)
+            for name, sampler in samplers.items()
         }
         run_side_by_side(list(studies.values()), evaluator, tell)
         best, left_out = _harvest(studies, tell)
         records = [record for study in studies.values() for record in study.records]
         if not best:
             raise SearchError([f"{name}: no candidate was completed: {reason}" for name, reason in left_out.items()])
-        if len(best) > 1 and settings.combination_budget > 0:
+        if settings.divide and len(best) > 1 and settings.combination_budget > 0:
             study = _combination(best, records, spaces, storage, settings, seed)
             run_side_by_side([study], evaluator, tell)
             tell(Event("study", study.name, study.best, message=study.stopped))
             records += study.records
     ranked = rank(records)
+    best = best if settings.divide else {}
     return SearchOutcome(ranked[0], best, tuple(ranked[: settings.finalists]), tuple(records), left_out)
 
 
@@ -205,6 +210,25 @@ def study_seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
 
 
+def _samplers(
+    spaces: Mapping[str, Space], settings: SearchSettings, seed: int, warm_start: Sequence[Policy]
+) -> dict[str, SearchSampler]:
+    """The sampler of every study of the first stage, or of the only one; their budget is ``single_budget``."""
+    choices = _warm_choices(warm_start, spaces)
+    if settings.divide:
+        initial = {name: [parts[name] for parts in choices if name in parts] for name in spaces}
+        searched: Mapping[str, SearchSpace] = spaces
+    else:
+        joint = JointSpace(spaces)
+        initial = {JOINT: [joint.join(parts) for parts in choices if parts]}
+        searched = {JOINT: joint}
+        settings = replace(settings, single_budget=settings.trainings(len(spaces)))
+    return {
+        name: make_sampler(settings.sampler, space, study_seed(seed, name), settings, _distinct(initial[name]))
+        for name, space in searched.items()
+    }
+
+
 def _combination(
     best: Mapping[str, Record],
     records: Sequence[Record],
@@ -257,22 +281,30 @@ def _term(record: Record) -> Term:
     return term
 
 
-def _warm_choices(policies: Sequence[Policy], spaces: Mapping[str, Space]) -> dict[str, list[Params]]:
-    choices: dict[str, list[Params]] = {name: [] for name in spaces}
+def _distinct(choices: Sequence[Params]) -> list[Params]:
+    return [params for place, params in enumerate(choices) if params not in choices[:place]]
+
+
+def _warm_choices(policies: Sequence[Policy], spaces: Mapping[str, Space]) -> list[dict[str, Params]]:
+    """For every policy the choices that its terms stand for, by the name of the space; other terms are left out.
+
+    Raises:
+        ConfigError: a term lies outside its space.
+    """
     by_knowledge = {space.knowledge: name for name, space in spaces.items()}
     faults = Faults("warm start")
+    choices: list[dict[str, Params]] = []
     for policy in policies:
+        parts: dict[str, Params] = {}
         for term in policy.terms:
             name = by_knowledge.get(str(term.to_dict()["knowledge"]))
             if name is None:
                 continue
             try:
-                choice = _nearest_choice(spaces[name], term)
+                parts[name] = _nearest_choice(spaces[name], term)
             except UserError as error:
                 faults.add(error)
-                continue
-            if choice not in choices[name]:
-                choices[name].append(choice)
+        choices.append(parts)
     faults.raise_as(ConfigError)
     return choices
 

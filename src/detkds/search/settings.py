@@ -25,6 +25,8 @@ class SearchSettings:
         crossover: probability of crossing two parents before mutation (single stage; the combination always does).
         single_budget: candidate trainings for each kind of knowledge.
         combination_budget: candidate trainings for the combination.
+        divide: whether every kind of knowledge is searched alone first; else all together in one joint space, with as
+            many trainings in all.
         parallel: iterations of one study that run side by side.
         cohort: candidates of one study that are compared with one another where losing ones stop early; at most as many
             as the evaluator trains side by side.
@@ -43,6 +45,7 @@ class SearchSettings:
     crossover: float = 0.0
     single_budget: int = 20
     combination_budget: int = 40
+    divide: bool = True
     parallel: int = 1
     initial_chunk: int = 4
     cohort: int = 8
@@ -65,7 +68,13 @@ class SearchSettings:
             kind == "every" and period.isdecimal() and int(period) > 0
         ):
             faults.add(f"newcomer: expected 'never', 'always' or 'every:<number>', got {self.newcomer!r}")
+        if not isinstance(self.divide, bool):
+            faults.add(f"divide: expected true or false, got {self.divide!r}")
         faults.raise_as(ConfigError)
+
+    def trainings(self, kinds: int) -> int:
+        """Candidate trainings of a whole search; with one kind of knowledge there is nothing to combine."""
+        return self.single_budget * kinds + (self.combination_budget if kinds > 1 else 0)
 
     def has_newcomer(self, iteration: int) -> bool:
         """Whether iteration ``iteration`` (from 0) evaluates a random newcomer as well."""
@@ -95,6 +104,9 @@ class SearchSettings:
         return cls(**{**size, "single_budget": single, "combination_budget": rest, **changes})
 
     def algorithm(self) -> dict[str, Any]:
-        """The parameters that a stored study keeps; budgets and what runs side by side may change on resume."""
-        free = ("single_budget", "combination_budget", "finalists", "parallel", "initial_chunk", "cohort")
+        """The parameters that a stored study keeps; budgets and what runs side by side may change on resume.
+
+        A divided search and a joint one have studies of other names, so a store may hold both.
+        """
+        free = ("single_budget", "combination_budget", "divide", "finalists", "parallel", "initial_chunk", "cohort")
         return {name: value for name, value in asdict(self).items() if name not in free}

@@ -64,6 +64,29 @@ def test_without_peers_all_are_one_group(setting, monkeypatch):
     assert found[0].reason == "rung 1 of 1 (epoch 1): AP 10.0, place 4 of 4, the best 2 go on"
 
 
+def test_without_the_filter_what_it_refuses_is_trained(setting):
+    """One explodes, one is fine though its loss is over the limit; a weight no number can hold has failed."""
+    fine, extreme = Term("global", ["norm(HW)"], "l1", 300.0), Term("global", ["scale(2)"], "l2", 1e35)
+    faint = Term("global", ["norm(HW, mode=l2)"], "kl", 1.7e308, "gradient")
+    policies = [Policy([term]) for term in (fine, extreme, faint)]
+    filtered = PopulationEvaluator(setting, calibration_batches=1).evaluate(policies)
+    assert [result.state for result in filtered] == [State.FILTERED] * 3
+    assert not any(result.counts for result in filtered)
+    scored, exploded, failed = PopulationEvaluator(setting, calibration_batches=1, filter=False).evaluate(policies)
+    assert scored.state is State.COMPLETE and scored.epochs == 3 and scored.counts
+    assert exploded.state is State.FAILED and exploded.counts and "not finite" in exploded.reason
+    assert failed.state is State.FAILED and not failed.counts and "finite" in failed.reason
+
+
+def test_without_the_filter_what_cannot_be_measured_has_failed(setting, monkeypatch):
+    def broken(self, *_):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("detkds.distances.elementwise.L1.__call__", broken)
+    evaluator = PopulationEvaluator(setting, calibration_batches=1, filter=False)
+    assert "no such thing" in evaluator.evaluate(POLICIES[:1])[0].reason
+
+
 def test_rungs_must_come_before_the_end(setting):
     with pytest.raises(ConfigError, match="expected epochs below the last one, 3"):
         PopulationEvaluator(setting, halving=Halving((1, 3)))

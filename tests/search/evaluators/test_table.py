@@ -43,6 +43,16 @@ def test_a_landscape_has_the_spread_and_the_rejections_it_says():
     assert 0.5 < np.mean(spreads) < 1.0
 
 
+def test_without_its_filter_a_landscape_fails_what_it_refused_and_changes_nothing_else():
+    (space,) = load_spaces("paper", knowledge=["logits"]).values()
+    policies = [space.policy(draw(space, np.random.default_rng(seed))) for seed in range(60)]
+    filtered, tried = (SyntheticLandscape(1, filter=on).evaluate(policies) for on in (True, False))
+    refused = [result.state is State.FILTERED for result in filtered]
+    assert 0 < sum(refused) < 60
+    assert [result.state is State.FAILED and result.counts for result in tried] == refused
+    assert [result for result in tried if result.ap] == [result for result in filtered if result.ap]
+
+
 def test_a_landscape_is_the_same_for_twins_and_when_asked_again():
     landscape = SyntheticLandscape(3, rejected=0.0)
     again = SyntheticLandscape(3, rejected=0.0)

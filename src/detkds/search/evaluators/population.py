@@ -8,12 +8,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import cast
 
-from detkds.policy import Policy
+from detkds.errors import PolicyError
+from detkds.policy import Policy, Term
 from detkds.registry import EVALUATORS
 from detkds.search.halving import Contest, Halving, check_rungs
 from detkds.search.result import Peers, Result, State
 from detkds.structures import Batch
-from detkds.training.calibrate import calibrate, probe_terms, unit
+from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
 from detkds.training.loop import AskTeacher, OnEpoch
 from detkds.training.population import Candidate, Rungs, Setting, Trained, train_in_populations
 
@@ -29,6 +30,8 @@ class PopulationEvaluator:
         population: how many students train side by side; halved for good where memory runs out.
         calibration_batches: on which losses are filtered and relative weights measured.
         halving: stops losing candidates early; None trains all to the end.
+        filter: refuses candidates whose loss is no use before they are trained; without it they are trained too, and
+            fail or score.
         seed: of initial weights and data order, the same for every candidate.
         ask_teacher: gives the teacher's outputs for the batches of ``seed``; by default the teacher is run on each.
         on_epoch: called with the epochs that a population has done.
@@ -44,6 +47,7 @@ class PopulationEvaluator:
         population: int = 8,
         calibration_batches: int = 4,
         halving: Halving | None = None,
+        filter: bool = True,
         seed: int = 0,
         ask_teacher: AskTeacher | None = None,
         on_epoch: OnEpoch | None = None,
@@ -52,6 +56,7 @@ class PopulationEvaluator:
             check_rungs(halving.rungs, setting.config.epochs)
         self.setting = setting
         self.halving = halving
+        self.filter = filter
         self.population = population
         self.seed = seed
         self.ask_teacher = ask_teacher
@@ -80,19 +85,27 @@ class PopulationEvaluator:
         return cast(list[Result], results)
 
     def screen(self, policies: Sequence[Policy]) -> list[Policy | Result]:
-        """Each policy with absolute weights, or the ``FILTERED`` result of one that is no use to train."""
+        """Each policy with absolute weights, or the ``FILTERED`` result of one that is no use to train.
+
+        Without the filter only what cannot be trained at all has a result: ``FAILED``.
+        """
         assert self.setting.teacher is not None
         scratch = copy.deepcopy(self.setting.build_student(self.seed, True)).to(self.setting.device)
         terms = [term for policy in policies for term in policy]
         probes = probe_terms(terms, scratch, self.setting.teacher, self.calibration, seed=self.seed)
-        screened: list[Policy | Result] = []
-        for policy in policies:
-            reasons = [reason for term in policy if (reason := probes[unit(term)].refusal(term))]
-            if reasons:
-                screened.append(Result(State.FILTERED, reason="; ".join(reasons), trained=False))
-            else:
-                screened.append(calibrate(policy, probes))
-        return screened
+        return [self._screened(policy, probes) for policy in policies]
+
+    def _screened(self, policy: Policy, probes: dict[Term, TermProbe]) -> Policy | Result:
+        refusals = [reason for term in policy if (reason := probes[unit(term)].refusal(term))]
+        if refusals and self.filter:
+            return Result(State.FILTERED, reason="; ".join(refusals), trained=False)
+        failures = [failure for term in policy if (failure := probes[unit(term)].failure)]
+        if failures:
+            return Result(State.FAILED, reason="; ".join(failures), trained=False)
+        try:
+            return calibrate(policy, probes)
+        except PolicyError as error:  # a gradient so faint or so large that no weight makes up for it
+            return Result(State.FAILED, reason=str(error), trained=False)
 
 
 def _rungs(contest: Contest) -> Rungs:

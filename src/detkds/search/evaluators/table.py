@@ -68,6 +68,7 @@ class SyntheticLandscape:
         interaction: deviation of the pairwise effects relative to the main ones; 0 is separable.
         noise: deviation of what measuring adds, in AP; the same each time a policy is measured.
         rejected: fraction of policies that are filtered.
+        filter: whether they are; without it their training fails.
         halving: stops losing candidates; the noise doubles with every rung before the end.
     """
 
@@ -77,6 +78,7 @@ class SyntheticLandscape:
     interaction: float = 0.6
     noise: float = 0.15
     rejected: float = 0.1
+    filter: bool = True
     halving: Halving | None = None
     _effects: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -104,7 +106,8 @@ class SyntheticLandscape:
     def _measure(self, policy: Policy) -> Result:
         key = policy.key
         if self._generator(f"reject {key}").random() < self.rejected:
-            return Result(State.FILTERED, reason="synthetic: rejected", trained=False)
+            state = State.FILTERED if self.filter else State.FAILED
+            return Result(state, reason="synthetic: rejected", trained=not self.filter)
         count = len(self.halving.rungs) if self.halving is not None else 0
         draws = self._generator(f"noise {key}").standard_normal(count + 1)
         ap, *rungs = (self.true_ap(policy) + self.noise * 2**step * float(draw) for step, draw in enumerate(draws))

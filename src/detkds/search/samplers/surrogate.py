@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from detkds.search.joint import active
 from detkds.search.result import State
 from detkds.search.samplers.base import Entry
 from detkds.search.space import Params, SearchSpace
@@ -16,6 +17,7 @@ _PENALTY = 1.0
 class Surrogate:
     """Ridge regression of AP on the options of the genes, one indicator each (main effects, no interactions).
 
+    In a joint space the genes of a term that is left out are left out too.
     The penalty of 1 lets an option that was tried once speak half as loud as it would alone.
 
     Args:
@@ -38,6 +40,6 @@ class Surrogate:
 
     def _encode(self, params: Params) -> np.ndarray:
         row = np.zeros(len(self._column))
-        for pair in params.items():
+        for pair in active(params).items():
             row[self._column[pair]] = 1.0
         return row

@@ -1,0 +1,62 @@
+"""The method without divide-and-conquer and without the filter, on real trainings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detkds.config import parse_config
+from detkds.errors import ConfigError
+from detkds.runs.folder import open_folder
+from detkds.runs.pipeline import find_policy, run
+from detkds.runs.plan import make_plan
+from detkds.search.divide_and_conquer import JOINT
+
+
+@pytest.fixture
+def undivided(tiny_run: dict[str, Any]) -> dict[str, Any]:
+    """Two kinds of knowledge, with weights of which some are far over the filter's limit."""
+    space = Path(tiny_run["runs"]).parent / "space.yaml"
+    space.write_text(
+        "weights: {absolute: [1, 1.0e+35]}\n"
+        "knowledge:\n"
+        "  global: {normalise: [none, norm(N)], distance: [l1, l2]}\n"
+        "  logits: {distance: [l1, l2]}\n"
+    )
+    search = {"divide": False, "space": str(space), "weighting": "absolute", "knowledge": ["global", "logits"]}
+    budgets = {"single_budget": 2, "combination_budget": 3, "population": 2, "confirm": 2, "confirm_seeds": 1}
+    return {**tiny_run, "search": {**search, **budgets}, "final": {"seeds": [0], "policies": []}}
+
+
+def test_an_undivided_search_runs_to_its_report_and_is_taken_up_again(undivided: dict[str, Any], heard: Any) -> None:
+    finished = run(parse_config(undivided), heard)
+    assert {record.study for record in finished.outcome.records} == {JOINT}
+    assert finished.summary["search"]["trainings"] == 2 * 2 + 3
+    assert not finished.summary["search"]["divide"] and finished.summary["search"]["filter"]
+    assert len(finished.summary["confirmation"]) == 2
+    assert "all kinds of knowledge in one joint space" in (finished.folder / "report.html").read_text()
+    trials = (finished.folder / "trials.jsonl").read_text()
+    undivided["search"]["combination_budget"] += 1
+    more = run(parse_config(undivided), heard)
+    assert more.summary["search"]["trainings"] == 8
+    longer = [json.loads(line) for line in (more.folder / "trials.jsonl").read_text().splitlines()]
+    assert longer[: len(trials.splitlines())] == [json.loads(line) for line in trials.splitlines()]
+    for change in ({"divide": True}, {"filter": False}):
+        other = parse_config({**undivided, "search": {**undivided["search"], **change}})
+        with pytest.raises(ConfigError, match=f"search.{next(iter(change))} was"), open_folder(other):
+            pass
+
+
+def test_without_the_filter_what_it_refuses_costs_trainings(
+    undivided: dict[str, Any], heard: Any, tmp_path: Path
+) -> None:
+    found = {}
+    for on in (True, False):
+        plan = make_plan(parse_config({**undivided, "search": {**undivided["search"], "filter": on}}))
+        outcome = find_policy(plan, tmp_path / str(on), heard)
+        assert outcome.trained == 7
+        found[on] = {str(record.state) for record in outcome.records if "e+35" in record.key}
+    assert found == {True: {"filtered"}, False: {"failed"}}
