@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -50,5 +52,6 @@ app.command("list")(pieces.list_pieces)
 
 
 def main() -> None:
-    """The ``detkds`` command."""
+    """The ``detkds`` command; plugins and functions that a configuration names may lie in the working folder."""
+    sys.path.append(os.getcwd())
     app()
