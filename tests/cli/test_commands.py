@@ -20,7 +20,19 @@ from detkds.report.agreement import agreement_line
 from detkds.search.space import load_spaces
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-COMMANDS = {"demo", "search", "proxy-check", "distill", "train", "evaluate", "space", "pair", "policies", "list"}
+COMMANDS = {
+    "demo",
+    "search",
+    "proxy-check",
+    "distill",
+    "train",
+    "evaluate",
+    "space",
+    "pair",
+    "compare",
+    "policies",
+    "list",
+}
 
 
 def answered(result: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from detkds import __version__
-from detkds.cli import demo, distill, evaluate, pair, pieces, policies, proxy_check, search, space, train
+from detkds.cli import compare, demo, distill, evaluate, pair, pieces, policies, proxy_check, search, space, train
 
 __all__ = ["app", "main"]
 
@@ -42,6 +42,7 @@ def detkds(
 app.command("demo")(demo.demo)
 app.command("search")(search.search)
 app.command("proxy-check")(proxy_check.proxy_check)
+app.command("compare")(compare.compare)
 app.command("distill")(distill.distill)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)

@@ -92,6 +92,14 @@ def print_results(console: Console, summary: Mapping[str, Any], folder: Path) ->
     console.print(_files(folder))
 
 
+def print_comparison(console: Console, found: Mapping[str, Any], files: Mapping[Path, str]) -> None:
+    """The end of a comparison: table, verdict, and where everything lies."""
+    console.print(comparison_table(found))
+    console.print(Panel(Text(found["verdict"]), title="verdict", border_style="green", expand=False))
+    for path, text in files.items():
+        console.print(f"[bold]{escape(str(path))}[/bold]  {text}", soft_wrap=True)
+
+
 def print_proxy_check(console: Console, check: Mapping[str, Any], folder: Path) -> None:
     """The end of a check of the proxy."""
     from detkds.report.agreement import PICTURE, RECORD, agreement_line

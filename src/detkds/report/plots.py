@@ -25,6 +25,15 @@ _MARKS = {
     **{f"--series-{i}": f"#010a1{i}" for i in range(STUDY_COLOURS)},
 }
 """Colours that stand for the page's own in the drawing."""
+_ON_WHITE = {
+    "--ink": "#1f2328",
+    "--muted": "#59636e",
+    "--line": "#d1d9e0",
+    "--card": "#ffffff",
+    "--accent": "#0969da",
+    **dict(zip((f"--series-{i}" for i in range(STUDY_COLOURS)),
+               ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#cf222e"), strict=True)),
+}  # fmt: skip
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -81,6 +90,14 @@ def history_plot(points: Sequence[Point]) -> str:
     for text in legend.get_texts():
         text.set_color(_MARKS["--ink"])
     return _svg(figure)
+
+
+def standalone(svg: str) -> str:
+    """A plot as a file of its own, in dark ink on white."""
+    for variable, colour in _ON_WHITE.items():
+        svg = svg.replace(f"var({variable})", colour)
+    head, rest = svg.split(">", 1)
+    return f'{head} style="background: white; font-family: sans-serif">{rest}'
 
 
 def _figure(width: float, height: float, name: str) -> tuple[Figure, Axes]:

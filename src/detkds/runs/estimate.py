@@ -99,16 +99,29 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     steps = _steps(plan, config.train, plan.proxy_data)
     confirmation = confirmations(plan) * (steps * (speed.student_step + kinds * speed.distillation) + check)
     confirmation += -(-confirmations(plan) // config.proxy.population) * steps * shared
-    steps = _steps(plan, config.train, plan.train_data)
-    plain = 1 + config.inherits
-    terms = sum(map(len, plan.policies.values())) + plan.settings.finalists * kinds
-    entries = plain + len(plan.policies) + plan.settings.finalists
-    one_seed = steps * (entries * speed.student_step + terms * speed.distillation)
-    one_seed += -(-entries // config.proxy.population) * steps * shared
-    comparison = len(config.final.seeds) * (one_seed + entries * len(plan.test_data) * speed.student_predict)
+    comparison = _comparison_seconds(plan, speed, plan.settings.finalists)
     seconds = {"teacher": teacher, "search": search, "confirmation": confirmation, "comparison": comparison}
     stages = {name: value / 60 for name, value in seconds.items() if value}
     return {**stages, "total": sum(stages.values())}
+
+
+def estimate_comparison(plan: Plan) -> dict[str, float]:
+    """Minutes of a comparison without a search, and ``total``."""
+    speed = measure_speed(plan)
+    seconds = {"teacher": _teacher_seconds(plan, speed), "comparison": _comparison_seconds(plan, speed, 0)}
+    stages = {name: value / 60 for name, value in seconds.items()}
+    return {**stages, "total": sum(stages.values())}
+
+
+def _comparison_seconds(plan: Plan, speed: Speed, found: int) -> float:
+    """Of the plain students, the hand-designed policies and ``found`` others of all kinds, over all seeds."""
+    config = plan.config
+    steps = _steps(plan, config.train, plan.train_data)
+    terms = sum(map(len, plan.policies.values())) + found * len(plan.spaces)
+    entries = 1 + config.inherits + len(plan.policies) + found
+    one_seed = steps * (entries * speed.student_step + terms * speed.distillation)
+    one_seed += -(-entries // config.proxy.population) * steps * (speed.data + speed.teacher_forward)
+    return len(config.final.seeds) * (one_seed + entries * len(plan.test_data) * speed.student_predict)
 
 
 def estimate_training(plan: Plan, which: str, policy: Policy | None = None) -> dict[str, float]:

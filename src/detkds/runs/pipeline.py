@@ -55,7 +55,7 @@ def run(config: RunConfig, listener: Listener) -> Finished:
             confirmed = _confirmation(plan, folder, outcome, listener)
         found = [one.policy for one in confirmed[: config.final.top]]
         with clocked(folder, "comparison"):
-            rows = _comparison(plan, folder, found, listener)
+            rows = compare_at_full_budget(plan, folder, found, listener)
         summary = summarise(plan, teacher, rows, outcome.records, confirmed, total_seconds(folder))
         summary["teacher_outputs"] = describe(plan, folder)
         summary["proxy_check"] = read_check(folder)
@@ -118,7 +118,8 @@ def _confirmation(plan: Plan, folder: Path, outcome: SearchOutcome, listener: Li
     return confirmed
 
 
-def _comparison(plan: Plan, folder: Path, found: list[Policy], listener: Listener) -> list[Row]:
+def compare_at_full_budget(plan: Plan, folder: Path, found: list[Policy], listener: Listener) -> list[Row]:
+    """The plain students, the hand-designed policies and those that a search found, over all seeds."""
     entries = contenders(plan, found)
     hooks = full_budget_hooks(plan, listener, "comparison", len(entries), len(plan.config.final.seeds))
     return compare(plan, folder, entries, **hooks)

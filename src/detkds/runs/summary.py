@@ -30,15 +30,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Collect everything a reader needs to judge the run; AP in points (0-100)."""
     counts = {state: sum(r.state is not None and r.state.value == state for r in records) for state in _STATES}
-    measured = [_teacher_row(teacher, plan.config.seed)] if teacher else []
     return {
-        "name": plan.config.name,
-        "version": detkds.__version__,
-        "verdict": verdict(rows),
-        "rows": [row.to_dict() for row in (*measured, *rows)],
+        **compared(plan, teacher, rows, seconds),
         "policy": confirmed[0].policy.to_dict(),
         "confirmation": [one.to_dict() for one in confirmed],
-        "seeds": list(plan.config.final.seeds),
         "search": {
             "weighting": plan.config.search.weighting,
             "sampler": plan.config.search.sampler,
@@ -51,6 +46,20 @@ def summarise(
             "states": counts,
             "refused_knowledge": dict(plan.refused),
         },
+    }
+
+
+def compared(
+    plan: Plan, teacher: Mapping[str, Any], rows: Sequence[Row], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a comparison at the full budget shows, and on what data, pair and machine; AP in points (0-100)."""
+    measured = [_teacher_row(teacher, plan.config.seed)] if teacher else []
+    return {
+        "name": plan.config.name,
+        "version": detkds.__version__,
+        "verdict": verdict(rows),
+        "rows": [row.to_dict() for row in (*measured, *rows)],
+        "seeds": list(plan.config.final.seeds),
         "data": {
             "train": describe_data(plan.train_data),
             "test": describe_data(plan.test_data),
@@ -82,8 +91,8 @@ def _teacher_row(metrics: Mapping[str, Any], seed: int) -> Row:
 
 def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Record], policy: Policy) -> None:
     """Write ``summary.json``, ``trials.jsonl`` and ``policy.yaml``."""
-    write_text(folder / "summary.json", json.dumps(_finite(summary), indent=1, allow_nan=False))
-    write_text(folder / "trials.jsonl", "".join(json.dumps(_finite(r.to_dict())) + "\n" for r in records))
+    write_text(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
+    write_text(folder / "trials.jsonl", "".join(json.dumps(finite(r.to_dict())) + "\n" for r in records))
     write_text(folder / "policy.yaml", policy.to_yaml())
 
 
@@ -101,12 +110,12 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
     """The same data with null in place of numbers JSON does not have."""
     if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data
