@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,15 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from detkds.detectors import matching
-from detkds.detectors.matching import BACKGROUND, IGNORED, Objects, inside_crowd, match_by_centre, match_by_iou
+from detkds.detectors.matching import (
+    BACKGROUND,
+    IGNORED,
+    Objects,
+    inside_crowd,
+    match_by_centre,
+    match_by_iou,
+    match_nearest_point,
+)
 from detkds.structures import Target
 
 
@@ -40,6 +50,20 @@ def test_equals_torchvisions_matcher(
             expected = reference(box_iou(target["boxes"], anchors))
         assert torch.equal(row, expected)
     assert {int(v) for v in matched[0].unique()} >= {IGNORED, BACKGROUND, 0}
+
+
+@pytest.mark.parametrize("pairs_at_once", [2**24, 500])
+def test_boxes_of_each_image(pairs_at_once: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "_MOST_PAIRS", pairs_at_once)
+    boxes = torch.stack([_boxes(90, generator) for _ in range(4)])
+    boxes[:, ::9, 2:] = boxes[:, ::9, :2]  # without area
+    targets = _targets([5, 1, 0, 9], generator)
+    for target in targets[1:]:
+        target["crowd_boxes"] = torch.tensor([[0.0, 0, 60, 60]])
+    matched = match_by_iou(boxes, Objects.collect(targets), 0.5, 0.4)
+    for row, image, target in zip(matched, boxes, targets, strict=True):
+        assert torch.equal(row, match_by_iou(image, Objects.collect([target]), 0.5, 0.4)[0])
+    assert (matched[2] == IGNORED).any() and (matched[2] == BACKGROUND).any()
 
 
 def test_best_anchor_of_an_object_is_rescued() -> None:
@@ -123,3 +147,69 @@ def test_centre_matching_ignores_points_in_crowds() -> None:
     matched = match_by_centre(torch.cat(levels), Objects.collect([target]), 1.5, 64, 16)[0, :64].view(8, 8)
     # a cell of 8 px centred at 8 i: i = 0 lies half (0.25 at the corner) inside, 1..3 fully, 4 half (not more)
     assert (matched == IGNORED).nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (1, 2, 3)]
+
+
+def _nearest_by_loop(points: list[list[float]], strides: list[float], boxes: list[list[float]]) -> list[int]:
+    """RepPoints' first assignment, object after object, with scale 4."""
+    matched, distance = [BACKGROUND] * len(points), [math.inf] * len(points)
+    for number, (x1, y1, x2, y2) in enumerate(boxes):
+        if x2 <= x1 or y2 <= y1:
+            continue
+        level = math.floor(math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / 4))
+        stride = min(max(2.0**level, min(strides)), max(strides))
+        best, least = -1, math.inf
+        for row, (x, y) in enumerate(points):
+            away = math.hypot((x - (x1 + x2) / 2) / (x2 - x1), (y - (y1 + y2) / 2) / (y2 - y1))
+            if strides[row] == stride and away < least:
+                best, least = row, away
+        if least < distance[best]:
+            matched[best], distance[best] = number, least
+    return matched
+
+
+def _cells(strides: list[int], side: int) -> tuple[Tensor, Tensor]:
+    levels = _points(strides, side)
+    points = torch.cat([(level[:, :2] + level[:, 2:]) / 2 for level in levels])
+    return points, torch.cat([torch.full((len(level),), float(s)) for s, level in zip(strides, levels, strict=True)])
+
+
+@pytest.mark.parametrize("pairs_at_once", [2**24, 500])
+def test_nearest_point_equals_a_loop(
+    pairs_at_once: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "_MOST_PAIRS", pairs_at_once)
+    points, strides = _cells([8, 16, 32], 128)
+    targets = _targets([40, 0, 1, 12], generator)
+    targets[3]["boxes"][2, 2:] = targets[3]["boxes"][2, :2]  # without area
+    targets[3]["boxes"][3] = torch.tensor([0.0, 0, 128, 128])
+    matched = match_nearest_point(points, strides, Objects.collect(targets), 4.0)
+    for row, target in zip(matched.tolist(), targets, strict=True):
+        assert row == _nearest_by_loop(points.tolist(), strides.tolist(), target["boxes"].tolist())
+    assert 0 < int((matched[0] >= 0).sum()) < 40  # some went without
+
+
+def test_nearest_point_by_hand() -> None:
+    points, strides = _cells([8, 16, 32], 64)  # 64 points, then 16, then 4
+    boxes = [
+        [4.0, 4, 10, 10],  # size 6: below the finest level, so there; centre (7, 7), nearest (8, 8)
+        [8, 20, 24, 84],  # size 32: stride 8 exactly; centre (16, 52), as near to (16, 48) as to (16, 56): the first
+        [24, 24, 87.9, 87.9],  # size 63.9: still stride 8; the centre (55.95, 55.95) is nearest to (56, 56)
+        [0, 0, 64, 64],  # size 64: stride 16; centre (32, 32)
+        [8, 8, 72, 72],  # the same level; its centre (40, 40) is as near to (32, 32) as to three others
+        [0, 0, 999, 999],  # the coarsest level there is; nearest to (499, 499) is (32, 32)
+    ]
+    target = Target(boxes=torch.tensor(boxes), labels=torch.arange(6), crowd_boxes=torch.tensor([[0.0, 0, 64, 64]]))
+    matched = match_nearest_point(points, strides, Objects.collect([target]), 4.0)[0]
+    found = {int(row): int(matched[row]) for row in (matched != BACKGROUND).nonzero()}
+    # (32, 32) at stride 16 is wanted twice, by object 3 from distance 0; object 4 goes without
+    assert found == {8 + 1: 0, 6 * 8 + 2: 1, 7 * 8 + 7: 2, 64 + 2 * 4 + 2: 3, 64 + 16 + 3: 5}
+
+
+def test_a_point_wanted_by_equals_takes_the_first() -> None:
+    points, strides = _cells([8], 32)
+    boxes = torch.tensor([[4.0, 8, 20, 24], [12, 8, 28, 24], [12, 8, 28, 24]])  # centres (12, 16), (20, 16) twice
+    target = Target(boxes=boxes, labels=torch.arange(3))
+    matched = match_nearest_point(points, strides, Objects.collect([target]), 4.0)[0].view(4, 4)
+    # (12, 16) is as near to (8, 16) as to (16, 16), (20, 16) to (16, 16) and (24, 16): the first each
+    assert matched[2].tolist() == [BACKGROUND, 0, 1, BACKGROUND]
+    assert (matched >= 0).sum() == 2

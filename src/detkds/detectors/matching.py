@@ -60,19 +60,20 @@ class Objects:
 
 
 def match_by_iou(anchors: Tensor, objects: Objects, foreground: float, background: float) -> Tensor:
-    """Match anchors ``(M, 4)`` by IoU: ``(N, M)`` indices (Ren et al. 2015, section 3.1.2).
+    """Match anchors ``(M, 4)``, or ``(N, M, 4)`` of each image, by IoU: ``(N, M)`` indices (Ren et al. 2015, 3.1.2).
 
     An anchor takes the object of highest IoU where that is at least ``foreground``; it is background below
     ``background``; and the best anchors of every object, ties included, take their own best object at any IoU.
     """
-    parts = objects.chunks(len(anchors))
-    return torch.cat([_match_by_iou(anchors, objects, part, foreground, background) for part in parts])
+    anchors = anchors.expand(len(objects.boxes), *anchors.shape[-2:])
+    parts = objects.chunks(anchors.shape[1])
+    return torch.cat([_match_by_iou(anchors[part], objects, part, foreground, background) for part in parts])
 
 
 def _match_by_iou(anchors: Tensor, objects: Objects, part: slice, foreground: float, background: float) -> Tensor:
     boxes, valid = objects.boxes[part], objects.valid[part]
     overlap = _intersection(boxes, anchors)  # (n, G, M)
-    iou = overlap / (_area(boxes)[..., None] + _area(anchors) - overlap)
+    iou = overlap / (_area(boxes)[..., None] + _area(anchors)[..., None, :] - overlap)
     iou = iou.masked_fill(~valid[..., None], -1.0)
     best_iou, best = iou.max(dim=1)
     matched = best.masked_fill(best_iou < foreground, IGNORED).masked_fill(best_iou < background, BACKGROUND)
@@ -111,6 +112,31 @@ def match_by_centre(anchors: Tensor, objects: Objects, radius: float, first_leve
     return torch.cat(matched)
 
 
+def match_nearest_point(points: Tensor, strides: Tensor, objects: Objects, scale: float) -> Tensor:
+    """Match each object to one of the points ``(M, 2)`` of levels with ``strides (M,)``: ``(N, M)`` indices.
+
+    An object belongs to the level of stride ``2 ** floor(log2(sqrt(width * height) / scale))``, or the nearest to it
+    that there is; there it wants the point nearest to its centre, by the distance in its own widths and heights. A
+    point that several objects want takes the nearest of them, the first of equally near ones; the others go without
+    (Yang et al. 2019, RepPoints, section 4.2, with the distance of the authors' code). All other points are
+    background.
+    """
+    level = strides.log2()
+    matched = []
+    for part in objects.chunks(len(points)):
+        boxes, valid = objects.boxes[part], objects.valid[part]
+        sides = (boxes[..., 2:] - boxes[..., :2]).clamp_min(torch.finfo(boxes.dtype).eps)  # (n, G, 2)
+        wanted = (sides / scale).log2().mean(-1).floor().clamp(level.min(), level.max())
+        centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+        distance = ((points - centres[:, :, None]) / sides[:, :, None]).norm(dim=-1)  # (n, G, M)
+        distance = torch.where((level == wanted[..., None]) & valid[..., None], distance, torch.inf)
+        nearest, chosen = distance.min(dim=2, keepdim=True)
+        claims = torch.full_like(distance, torch.inf).scatter_(2, chosen, nearest)
+        smallest, index = claims.min(dim=1)
+        matched.append(index.masked_fill(smallest == torch.inf, BACKGROUND))
+    return torch.cat(matched)
+
+
 def ignore_crowds(matched: Tensor, anchors: Tensor, crowds: Tensor | None) -> Tensor:
     """``matched (N, M)`` with background anchors that lie mostly inside one crowd region ``(N, Q, 4)`` ignored."""
     if crowds is None:
@@ -119,16 +145,16 @@ def ignore_crowds(matched: Tensor, anchors: Tensor, crowds: Tensor | None) -> Te
 
 
 def inside_crowd(boxes: Tensor, crowds: Tensor) -> Tensor:
-    """Whether more than half of each box ``(M, 4)`` lies in one of ``crowds (..., Q, 4)``: ``(..., M)``."""
-    share = _intersection(crowds, boxes) / _area(boxes).clamp_min(torch.finfo(boxes.dtype).tiny)
+    """Whether more than half of each box ``(..., M, 4)`` lies in one of ``crowds (..., Q, 4)``: ``(..., M)``."""
+    share = _intersection(crowds, boxes) / _area(boxes)[..., None, :].clamp_min(torch.finfo(boxes.dtype).tiny)
     return (share > CROWD_OVERLAP).any(dim=-2)
 
 
 def _intersection(boxes: Tensor, others: Tensor) -> Tensor:
-    """Areas shared by ``boxes (..., G, 4)`` and ``others (M, 4)``: ``(..., G, M)``."""
-    boxes = boxes[..., None, :]
-    width = torch.minimum(boxes[..., 2], others[:, 2]) - torch.maximum(boxes[..., 0], others[:, 0])
-    height = torch.minimum(boxes[..., 3], others[:, 3]) - torch.maximum(boxes[..., 1], others[:, 1])
+    """Areas shared by ``boxes (..., G, 4)`` and ``others (..., M, 4)``: ``(..., G, M)``."""
+    boxes, others = boxes[..., :, None, :], others[..., None, :, :]
+    width = torch.minimum(boxes[..., 2], others[..., 2]) - torch.maximum(boxes[..., 0], others[..., 0])
+    height = torch.minimum(boxes[..., 3], others[..., 3]) - torch.maximum(boxes[..., 1], others[..., 1])
     return width.clamp_(min=0) * height.clamp_(min=0)
 
 
