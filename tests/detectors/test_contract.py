@@ -52,6 +52,10 @@ def test_output_has_the_announced_levels_and_shapes(name: str, small: Build, bat
             grid = features.shape[-2:]
             assert output.logits[level].shape == (2, classes, layout.anchors, *grid)
             assert output.regression[level].shape == output.boxes[level].shape == (2, 4, layout.anchors, *grid)
+        for level, logits in output.box_distribution.items():
+            sides, bins = output.regression[level], torch.arange(float(logits.shape[2])).view(-1, 1, 1, 1)
+            assert layout.regression == "sides" and list(output.box_distribution) == list(output.features)
+            assert torch.allclose((logits.softmax(2) * bins).sum(2), sides, atol=1e-5)
         assert output.proposals is None and output.respond_at is None
     else:
         assert output.proposals is not None
@@ -211,7 +215,7 @@ def test_autocast_gives_sound_boxes_and_losses(name: str, small: Build, batch: B
         output = _run(detector, batch)
     _total(output).backward()
     assert torch.isfinite(_total(output))
-    for group in (output.logits, output.regression, output.boxes):
+    for group in (output.logits, output.regression, output.boxes, output.box_distribution):
         assert all(tensor.dtype == torch.float32 and torch.isfinite(tensor).all() for tensor in group.values())
     exact = _run(small(name).train(), batch)
     for key, loss in exact.losses.items():

@@ -30,7 +30,8 @@ class DenseDetector(Detector):
     ``model`` is torchvision's model of the same name or a :class:`DenseModel`. Two of its parts are used, and the names
     of all its parameters: ``backbone``, a :class:`Pyramid`, and ``head``, which maps the list of levels to rows
     ``(N, M, ...)`` of all levels in turn, cell by cell and anchor by anchor, ``cls_logits (N, M, K)`` and
-    ``bbox_regression (N, M, 4)`` among them. Images are normalised and resized elsewhere.
+    ``bbox_regression (N, M, 4)`` among them and, where sides are predicted as distributions, their logits
+    ``bbox_distribution (N, M, 4 bins)``. Images are normalised and resized elsewhere.
 
     Attributes:
         responses: whether a pass in evaluation mode runs the head. Set it to False on a frozen teacher whose
@@ -76,6 +77,9 @@ class DenseDetector(Detector):
         heads, anchors = self._heads(features)
         output.logits = self._per_level(heads["cls_logits"], features)
         output.regression = self._per_level(heads["bbox_regression"], features)
+        if "bbox_distribution" in heads:
+            maps = self._per_level(heads["bbox_distribution"], features)
+            output.box_distribution = {level: one.unflatten(1, (4, -1)) for level, one in maps.items()}
         output.boxes = self._per_level(self.decode(heads["bbox_regression"], torch.cat(anchors)), features)
         if self.training and batch.targets is not None:
             output.losses = self.losses(heads, anchors, batch)

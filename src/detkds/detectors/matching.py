@@ -150,6 +150,14 @@ def inside_crowd(boxes: Tensor, crowds: Tensor) -> Tensor:
     return (share > CROWD_OVERLAP).any(dim=-2)
 
 
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes that stand in pairs: two ``(..., 4)`` to ``(...)``; 0 for two boxes without area."""
+    corner = torch.maximum(boxes[..., :2], others[..., :2])
+    overlap = (torch.minimum(boxes[..., 2:], others[..., 2:]) - corner).clamp_min(0).prod(-1)
+    union = _area(boxes) + _area(others) - overlap
+    return overlap / union.clamp_min(torch.finfo(union.dtype).tiny)
+
+
 def _intersection(boxes: Tensor, others: Tensor) -> Tensor:
     """Areas shared by ``boxes (..., G, 4)`` and ``others (..., M, 4)``: ``(..., G, M)``."""
     boxes, others = boxes[..., :, None, :], others[..., None, :, :]
