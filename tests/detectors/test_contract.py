@@ -278,3 +278,10 @@ def test_a_stored_output_is_restored_bit_for_bit(name: str, small: Build, batch:
             proposals = [target["boxes"] for target in batch.targets or []]
             ours, theirs = restored.respond_at(proposals), live.respond_at(proposals)
             assert all(torch.equal(getattr(ours, one), getattr(theirs, one)) for one in ("logits", "boxes"))
+
+
+def test_nothing_is_inherited_from_a_detector_of_other_levels(small: Build) -> None:
+    """The names of a pyramid's parts are numbers: its first lateral is p2's in one family and p3's in another."""
+    assert small("retinanet").inherit(small("faster_rcnn", seed=1)) == []
+    copied = small("retinanet").inherit(small("fcos", seed=1))
+    assert copied and all(name.startswith("model.backbone.fpn.") for name in copied)

@@ -81,8 +81,11 @@ class Detector(nn.Module, ABC):
     def inherit(self, teacher: Detector) -> list[str]:
         """Copy the teacher's neck and head where names and shapes agree; return the names copied.
 
-        Everything outside the backbone is a candidate (the "inheriting" of FGD, Yang et al. 2022).
+        Everything outside the backbone is a candidate (the "inheriting" of FGD, Yang et al. 2022), between detectors of
+        the same levels: those of others share names, not meaning.
         """
+        if list(self.info.features) != list(teacher.core.info.features):
+            return []
         own, theirs = self.state_dict(), teacher.core.state_dict()
         copied = [
             name
