@@ -26,7 +26,7 @@ def _nudged(small: Build, **options: Any) -> Any:
         torch.manual_seed(3)
         for layer, std in ((head.initial_out, 3.0), (head.refined_out, 1.0), (head.class_out, 1.0)):
             layer.bias.normal_(std=std)
-            layer.weight.normal_(std=std)
+            layer.weight.normal_(std=std / 10)
     return detector
 
 

@@ -103,6 +103,20 @@ def test_classes_start_at_one_per_cent(head: Any) -> None:
     assert torch.allclose(logits.sigmoid(), torch.tensor(0.01), atol=1e-4)
 
 
+def test_hidden_convolutions_keep_the_scale(generator: torch.Generator) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head: Any = RepPointsHead(64, 3, 0, "moment")
+    level = torch.randn(4, 64, 8, 8, generator=generator)
+    hidden = (head.initial_conv(level), *(look_at(level, torch.zeros(4, 18, 8, 8), one) for one in _deformable(head)))
+    for one in hidden:  # by He et al. 2015, equation 7, the mean square after the ReLU is that of the input
+        assert float(one[..., 1:-1, 1:-1].relu().square().mean().detach()) == pytest.approx(1, rel=0.15)
+
+
+def _deformable(head: Any) -> tuple[DeformConv2d, DeformConv2d]:
+    return head.refined_conv, head.class_conv
+
+
 @pytest.mark.parametrize("part", [0, 2], ids=["classes", "refined"])
 def test_later_stages_send_a_tenth_of_the_gradient(
     head: Any, part: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch

@@ -32,6 +32,9 @@ class RepPointsHead(nn.Module):
     deformable convolutions, one in each tower, are put there to refine the points and to classify. Offsets are in
     cells, which is strides of the level.
 
+    Differs: the three hidden convolutions that no norm follows start at the scale of He et al. 2015 instead of a
+    deviation of 0.01, at which a few large steps of Adam silence their ReLUs for good.
+
     Args:
         channels: of every level and of the towers.
         classes: foreground classes.
@@ -58,6 +61,8 @@ class RepPointsHead(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for hidden in (self.initial_conv, self.refined_conv, self.class_conv):
+            nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
         assert self.class_out.bias is not None
         nn.init.constant_(self.class_out.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
