@@ -181,9 +181,11 @@ class SingleHead(RegionHead):
         return self.stage.masks(features, boxes, columns).sigmoid()
 
     def _response(self, logits: Tensor, deltas: Tensor, proposals: list[Tensor]) -> RegionResponse:
-        shape = (len(logits), logits.shape[1], 4)
         boxes = self.stage.coder.decode_single(deltas, torch.cat(proposals))
-        return RegionResponse(logits, deltas.view(shape).transpose(1, 2), boxes.view(shape).transpose(1, 2))
+        per_class = (logits.shape[1], 4)
+        return RegionResponse(
+            logits, deltas.unflatten(1, per_class).transpose(1, 2), boxes.unflatten(1, per_class).transpose(1, 2)
+        )
 
 
 def _region_pool(resolution: int, canonical_size: int) -> MultiScaleRoIAlign:

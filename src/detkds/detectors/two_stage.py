@@ -240,7 +240,8 @@ def select_detections(
     found = []
     probabilities = functional.softmax(response.logits, 1)[:, 1:]
     boxes = response.boxes.transpose(1, 2)[:, 1:]
-    for scores, corners, size in zip(probabilities.split(counts), boxes.split(counts), image_sizes, strict=True):
+    parts = _per_image(probabilities, counts), _per_image(boxes, counts), image_sizes
+    for scores, corners, size in zip(*parts, strict=True):
         region, labels = (scores > score).nonzero(as_tuple=True)
         scores, corners = scores[region, labels], clip_boxes_to_image(corners[region, labels], size)
         large = remove_small_boxes(corners, _SMALLEST_SIDE_PX)
@@ -248,6 +249,11 @@ def select_detections(
         best = batched_nms(corners, scores, labels, nms_iou)[:most]
         found.append(Detections(corners[best], scores[best], labels[best]))
     return found
+
+
+def _per_image(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+    """The rows of each image; those of a single one as they are, so that a trace does not fix their number."""
+    return [rows] if len(counts) == 1 else rows.split(list(counts))
 
 
 def _sizes(image_sizes: Tensor) -> list[tuple[int, int]]:
