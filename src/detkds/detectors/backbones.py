@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ import timm
 import torch
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import get_pretrained_cfg
-from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 
+from detkds.detectors.narrow import NarrowNet
 from detkds.detectors.weights import read_weights
 from detkds.errors import UserError, WeightsError
 
@@ -51,40 +50,6 @@ class Backbone:
     channels_last: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-
-
-class NarrowNet(nn.Module):
-    """A ResNet of one basic block per stage and widths ``(W, 2W, 4W, 8W)`` at strides 4, 8, 16 and 32.
-
-    The stem is two 3 x 3 convolutions of stride 2, which costs less at small sizes than the 7 x 7 one of
-    ResNet (He et al. 2016). Batch normalisation is trained.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        half = max(width // 2, 4)
-        self.stem = nn.Sequential(_conv_norm_act(3, half), _conv_norm_act(half, width))
-        self.widths = tuple(width * 2**stage for stage in range(4))
-        stages: OrderedDict[str, nn.Module] = OrderedDict()
-        inputs = width
-        for number, outputs in enumerate(self.widths, start=1):
-            stride = 1 if number == 1 else 2
-            shortcut = None if inputs == outputs else downsample_conv(inputs, outputs, 1, stride)
-            stages[f"layer{number}"] = BasicBlock(inputs, outputs, stride, shortcut)
-            inputs = outputs
-        self.stages = nn.Sequential(stages)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps of strides 4, 8, 16 and 32."""
-        maps = []
-        features = self.stem(images)
-        for stage in self.stages:
-            features = stage(features)
-            maps.append(features)
-        return maps
 
 
 def build_backbone(
@@ -212,9 +177,3 @@ def _require_names(name: str, source: str, expected: Mapping[str, Tensor], state
             f"backbone {name}: {source} lacks {len(missing)} of its {len(expected)} tensors and {len(wrong)} have "
             f"another shape: {shown}{' ...' if len(missing) + len(wrong) > 10 else ''}"
         )
-
-
-def _conv_norm_act(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
