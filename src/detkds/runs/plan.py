@@ -137,8 +137,7 @@ def make_plan(config: RunConfig) -> Plan:
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    for plugin in config.plugins:
-        attempt(_import_plugin, plugin)
+    attempt(import_plugins, config.plugins)
     device = attempt(choose_device, config.device)
     embedded = config.data.embedded is not None
     data = None if embedded else attempt(load_data, config)
@@ -373,8 +372,16 @@ def describe_data(dataset: CocoDataset) -> str:
     return f"{len(dataset)} images, {len(dataset.object_table()[0])} objects, {dataset.num_classes} classes"
 
 
-def _import_plugin(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"plugins: {name!r} cannot be imported: {error}") from None
+def import_plugins(names: Iterable[str]) -> None:
+    """Import modules that register pieces.
+
+    Raises:
+        ConfigError: naming all that cannot be imported.
+    """
+    faults = Faults("plugins")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            faults.add(f"{name!r} cannot be imported: {error}")
+    faults.raise_as(ConfigError)

@@ -21,7 +21,7 @@ from detkds.runs.distributed import Processes, joined
 from detkds.runs.folder import open_folder, write_text
 from detkds.runs.listening import Listener
 from detkds.runs.pipeline import clocked
-from detkds.runs.plan import Plan, absolute, choose_device, load_data, make_plan, make_teacher
+from detkds.runs.plan import Plan, absolute, choose_device, import_plugins, load_data, make_plan, make_teacher
 from detkds.runs.steps import StepLog
 from detkds.runs.teacher import prepare_teacher
 from detkds.runs.weights import absolute_policies
@@ -117,6 +117,7 @@ def evaluate(config: RunConfig, weights: Path, which: Which, split: Literal["tes
     Raises:
         UserError: every fault in the data, the detector and the weights.
     """
+    import_plugins(config.plugins)
     device = choose_device(config.device)
     bare = {"weights": None, "backbone_weights": None}
     described = (config.student if which == "student" else config.teacher).model_copy(update=bare)
