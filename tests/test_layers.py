@@ -26,7 +26,7 @@ FLOORS = {
     **dict.fromkeys(("structures", "policy", "canonical", "config"), 1),
     **dict.fromkeys(("alignment", "transforms", "distances", "knowledge", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
-    "search": 4,
+    **dict.fromkeys(("search", "export"), 4),
     **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
 }
 NEIGHBOURS = {

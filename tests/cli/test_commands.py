@@ -27,6 +27,7 @@ COMMANDS = {
     "distill",
     "train",
     "evaluate",
+    "export",
     "space",
     "pair",
     "compare",

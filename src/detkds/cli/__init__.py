@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from detkds import __version__
-from detkds.cli import compare, demo, distill, evaluate, pair, pieces, policies, proxy_check, search, space, train
+from detkds.cli import (
+    compare,
+    demo,
+    distill,
+    evaluate,
+    export,
+    pair,
+    pieces,
+    policies,
+    proxy_check,
+    search,
+    space,
+    train,
+)
 
 __all__ = ["app", "main"]
 
@@ -47,6 +60,7 @@ app.command("distill")(distill.distill)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("pair")(pair.pair)
+app.command("export")(export.export)
 app.command("space")(space.space)
 app.add_typer(policies.app, name="policies")
 app.command("list")(pieces.list_pieces)

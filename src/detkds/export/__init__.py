@@ -1,0 +1,1 @@
+"""Detectors in forms that work without this package."""
