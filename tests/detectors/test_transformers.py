@@ -19,7 +19,10 @@ from detkds.detectors import build_detector
 from detkds.detectors.transformers import TransformersDetector
 from detkds.detectors.transformers_families import FAMILIES
 from detkds.detectors.transformers_parts import gather_losses
+from detkds.detectors.weights import load_weights, save_weights
+from detkds.distiller import Distiller
 from detkds.errors import ConfigError, UserError, WeightsError
+from detkds.policy import Policy, Term
 from detkds.structures import Batch, DetectorOutput
 
 pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="the transformers library is not installed")
@@ -135,7 +138,8 @@ def test_images_without_or_with_one_object(name: str, batch_of: Callable[..., Ba
     output = run(detector, batch_of(boxes, (96, 96)))
     assert all(torch.isfinite(loss) for loss in output.losses.values())
     total(output).backward()
-    assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+    trained = [p for p in detector.parameters() if p.requires_grad]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
 
 
 def test_boxes_without_area_do_no_harm(name: str, batch_of: Callable[..., Batch]) -> None:
@@ -308,6 +312,30 @@ def test_copies_are_independent(batch: Batch) -> None:
             parameter.zero_()
         assert detector(batch).features["p4"].abs().sum() > 0
         assert twin(batch).features["p4"].abs().sum() == 0
+
+
+def test_weights_files_round_trip(batch: Batch, tmp_path: Path) -> None:
+    """With weights that the library shares between two names."""
+    one, other = nano("d_fine", seed=1), nano("d_fine", seed=2)
+    save_weights(one, tmp_path / "d_fine.safetensors")
+    assert load_weights(other, tmp_path / "d_fine.safetensors") == []
+    with torch.no_grad():
+        assert torch.equal(one.eval()(batch).logits["query"], other.eval()(batch).logits["query"])
+
+
+def test_a_pair_is_distilled_through_matched_queries(batch: Batch) -> None:
+    """Matched queries of another family give gradient to the student; a twin has nothing to learn."""
+    terms = [Term("logits", distance="l2"), Term("localization", distance="l1")]
+    teacher, student = nano("d_fine", seed=1).eval(), nano("deformable_detr").train()
+    with torch.no_grad():
+        answers = teacher(batch)
+        same = Distiller(Policy(terms), student=teacher, teacher=teacher)(answers, answers, batch.targets)
+    assert all(float(loss) == pytest.approx(0.0, abs=1e-6) for loss in same.values())
+    losses = Distiller(Policy(terms), student=student, teacher=teacher)(student(batch), answers, batch.targets)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(float(loss.detach()) > 0 for loss in losses.values())
+    assert any(p.grad is not None and p.grad.any() for one, p in student.named_parameters() if student.is_backbone(one))
+    assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_inherit_copies_all_but_the_body(batch: Batch) -> None:

@@ -23,6 +23,7 @@ from detkds.detectors.transformers_build import BODY, check_config, load_model, 
 from detkds.detectors.transformers_families import FAMILIES
 from detkds.detectors.transformers_parts import (
     gather_losses,
+    idle_parameters,
     in_full_precision,
     library_target,
     projected_maps,
@@ -155,6 +156,7 @@ class TransformersDetector(Detector):
             output.box_distribution = {"query": corners.unflatten(2, (4, -1)).permute(0, 2, 3, 1)}
         if raw.loss is not None:
             output.losses = gather_losses(raw.loss_dict, self.facts.weights, self.model.config)
+            output.losses["loss_bbox"] = output.losses["loss_bbox"] + idle_parameters(self.model)
         return self.restore(output)
 
     def predict(self, batch: Batch) -> list[Detections]:

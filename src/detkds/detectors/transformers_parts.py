@@ -15,6 +15,7 @@ from detkds.detectors.pyramid import full_precision
 from detkds.structures import Target
 
 _LOSS = re.compile(r"^(loss_[a-z]+?)(_aux_\d+|_\d+|_dn_\d+|_enc)?$")
+_IDLE = re.compile(r"\.(denoising_class_embed\.weight|mask_token)$")
 _GROUPS = {"_dn": "_denoising", "_en": "_encoder"}
 
 
@@ -40,6 +41,15 @@ def gather_losses(losses: Mapping[str, Tensor], weights: Mapping[str, float | st
         group = match[1] + (_GROUPS.get(match[2][:3], "_auxiliary") if match[2] else "")
         gathered[group] = gathered[group] + weighted if group in gathered else weighted
     return gathered
+
+
+def idle_parameters(model: nn.Module) -> Tensor:
+    """0, with gradient to what a pass may leave out: training on several devices waits for every gradient.
+
+    The embedding of denoising queries has no part in a batch without objects, the mask token in none.
+    """
+    idle = [parameter for name, parameter in model.named_parameters() if _IDLE.search(name) and parameter.requires_grad]
+    return sum((0 * parameter.sum() for parameter in idle), torch.zeros((), device=next(model.parameters()).device))
 
 
 @contextmanager
