@@ -7,12 +7,17 @@ random main effects of the options and interactions of their pairs, scaled to a 
 noise of 0.15 AP and a tenth of the policies is refused, at no cost; the interval is a bootstrap over landscapes, which
 are the units that are independent. All samplers meet the same landscapes and the same seeds.
 
+With ``--halving`` (a table only) every search is also played with losing candidates stopped at the table's rungs: how
+much more regret that costs, and what part of the epochs is trained.
+
 Finished searches are appended to searches.jsonl; run again, it continues there.
 
 Run it with
 
     python benchmarks/samplers.py --table benchmarks/table/digits.jsonl.gz --out runs/samplers-table
     python benchmarks/samplers.py --out runs/samplers --workers 4
+    python benchmarks/samplers.py --table benchmarks/table/digits.jsonl.gz --samplers evolution --halving 3 \\
+        --parallel 8 --out runs/halving
     python benchmarks/samplers.py --out runs/quick --landscapes 6 --repetitions 2 --samplers random evolution mcts
 """
 
@@ -25,21 +30,25 @@ import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from optuna.storages import InMemoryStorage
 
 from detkds.policy import Policy
 from detkds.registry import SAMPLERS, parse_expression
-from detkds.search.divide_and_conquer import check_sampler, make_sampler, study_seed
+from detkds.search.divide_and_conquer import check_sampler, make_sampler, run_side_by_side, study_seed
 from detkds.search.evaluators.table import SyntheticLandscape
-from detkds.search.play import best_within, play
-from detkds.search.result import Result, State
+from detkds.search.halving import Halving
+from detkds.search.play import Played, best_within, play
+from detkds.search.result import Evaluator, Result, State, fitness
+from detkds.search.samplers.base import SearchSampler
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Params, SearchSpace, Space, load_spaces, points
+from detkds.search.study import SearchStudy
 from detkds.search.table import MeasuredTable
 
 SAMPLER_EXPRESSIONS = (
@@ -84,18 +93,41 @@ class Table:
 
 @dataclass(frozen=True)
 class Search:
-    """One search to run; its result is read at every budget."""
+    """One search to run; its result is read at every budget.
+
+    Attributes:
+        parallel: candidates that are proposed before any of them is measured.
+        rungs: epochs after which losing candidates stop; none: all are trained to the end.
+        eta: one of so many goes on.
+    """
 
     sampler: str
     repetition: int
     budgets: tuple[int, ...]
     where: Landscape | Table
+    parallel: int = 1
+    rungs: tuple[int, ...] = ()
+    eta: int = 3
 
     @property
     def key(self) -> str:
         """What tells searches apart; a table is known by its digest, wherever it lies."""
         where = {name: value for name, value in asdict(self.where).items() if name != "path"}
-        return json.dumps({**asdict(self), "where": where}, sort_keys=True)
+        own = {field.name: getattr(self, field.name) for field in fields(self)
+               if getattr(self, field.name) != field.default}  # fmt: skip
+        return json.dumps({**own, "where": where}, sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """The sampler, and how its candidates are stopped."""
+        halving = f", rungs {' '.join(map(str, self.rungs))}, 1 of {self.eta}" if self.rungs else ""
+        return self.sampler + halving
+
+    @property
+    def settings(self) -> SearchSettings:
+        """Those of the largest budget; what is proposed at once is also compared with one another."""
+        side = {name: self.parallel for name in ("parallel", "initial_chunk", "cohort") if self.parallel > 1}
+        return SearchSettings.for_budget(max(self.budgets), 1, sampler=self.sampler, **side)
 
     @property
     def unit(self) -> int:
@@ -145,10 +177,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--knowledge", default="global", help="the kind of knowledge whose space is searched")
     parser.add_argument("--interaction", type=float, default=0.6, help="deviation of pairwise effects to main effects")
     parser.add_argument("--noise", type=float, default=0.15, help="deviation of what measuring adds, in AP")
+    parser.add_argument("--parallel", type=int, default=1, help="candidates proposed before one of them is measured")
+    parser.add_argument("--halving", type=int, nargs="+", default=[], help="rungs, in epochs of the table")
+    parser.add_argument("--eta", type=int, default=3, help="one of so many candidates goes on at a rung")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
     if options.repetitions is None:
         options.repetitions = 5 if options.table is None else 200
+    if options.halving and options.table is None:
+        parser.error("--halving: expected a --table, whose rungs were measured")
     return options
 
 
@@ -162,8 +199,9 @@ def searches(options: argparse.Namespace) -> Iterator[Search]:
                 settings = SearchSettings.for_budget(budget, 1)
                 shared[budget if uses_budget else replace(settings, single_budget=1)].append(budget)
             for budgets in shared.values():
-                for repetition in range(options.repetitions):
-                    yield Search(sampler, repetition, tuple(budgets), where)
+                for rungs in dict.fromkeys([(), tuple(options.halving)]):
+                    for repetition in range(options.repetitions):
+                        yield Search(sampler, repetition, tuple(budgets), where, options.parallel, rungs, options.eta)
 
 
 def problems(options: argparse.Namespace) -> Iterator[Landscape | Table]:
@@ -186,20 +224,37 @@ def run_all(missing: Sequence[Search], workers: int) -> Iterator[dict[str, Any]]
 
 
 def run(search: Search) -> dict[str, Any]:
-    """Run one search; regret by budget, in AP."""
+    """Run one search; by budget the regret, in AP, and the part of the epochs that was trained."""
     begin = time.process_time()
     problem = open_problem(search.where)
-    settings = SearchSettings.for_budget(max(search.budgets), 1, sampler=search.sampler)
+    settings = search.settings
     seed = study_seed(search.repetition, f"landscape {getattr(search.where, 'landscape', 0)}")
     sampler = make_sampler(search.sampler, problem.space, seed, settings)
-    trials = play(sampler, problem.measure, settings.single_budget)
+    if search.rungs:
+        assert isinstance(problem, TableProblem)
+        evaluator = problem.table.evaluator(problem.knowledge, Halving(search.rungs, search.eta))
+        trials, epochs = play_halved(sampler, evaluator, settings.single_budget)
+        trained = {str(budget): sum(epochs[:budget]) / budget / problem.table.rungs[-1] for budget in search.budgets}
+    else:
+        trials, trained = play(sampler, problem.measure, settings.single_budget), {}
     regrets = {}
     for budget in search.budgets:
         best = best_within(trials, budget)
         if best is None:
             raise RuntimeError(f"no candidate of {budget} trainings was completed: {search}")
         regrets[str(budget)] = problem.regret(best.params)
-    return {"key": search.key, "regret": regrets, "seconds": round(time.process_time() - begin, 3)}
+    found = {"key": search.key, "regret": regrets, "seconds": round(time.process_time() - begin, 3)}
+    return {**found, "trained": trained} if search.rungs else found
+
+
+def play_halved(sampler: SearchSampler, evaluator: Evaluator, budget: int) -> tuple[list[Played], list[float]]:
+    """A search in which losing candidates stop: its trials, and the epochs of every training."""
+    study = SearchStudy("halved", sampler, InMemoryStorage(), budget)
+    run_side_by_side([study], evaluator, lambda event: None)
+    done = [(one, one.state) for one in study.records if one.state is not None]
+    trials = [Played(one.params, one.key, state, fitness(state, one.ap, one.metrics, one.rungs), one.counts)
+              for one, state in done]  # fmt: skip
+    return trials, [one.epochs for one, _ in done if one.counts]
 
 
 @lru_cache(maxsize=2)
@@ -212,7 +267,7 @@ class TableProblem:
     """One kind of knowledge of a measured table."""
 
     def __init__(self, where: Table) -> None:
-        self.table = MeasuredTable.load(where.path)
+        self.table, self.knowledge = MeasuredTable.load(where.path), where.knowledge
         self.space = self.table.space(where.knowledge)
         self.results = self.table.results(where.knowledge)
 
@@ -285,21 +340,37 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def summarise(found: Sequence[tuple[Search, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Mean regret per sampler and budget, with the 95 % interval of a bootstrap over independent units."""
-    by_cell: defaultdict[tuple[str, int], defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Mean regret per sampler and budget, with the 95 % interval of a bootstrap over independent units.
+
+    With halving also ``trained``, the part of the epochs, and ``more``, the regret beyond that of the same searches
+    without it, with its interval.
+    """
+    by_cell: defaultdict[tuple[str, str, int], defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    trained: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for search, result in found:
         for budget in search.budgets:
-            by_cell[search.sampler, budget][search.unit].append(result["regret"][str(budget)])
+            by_cell[search.label, search.sampler, budget][search.unit].append(result["regret"][str(budget)])
+            if search.rungs:
+                trained[search.label, budget].append(result["trained"][str(budget)])
     rows = []
-    for (sampler, budget), by_unit in by_cell.items():
+    for (label, sampler, budget), by_unit in by_cell.items():
         means = np.array([np.mean(values) for values in by_unit.values()])
-        draws = np.random.default_rng(0).integers(len(means), size=(RESAMPLES, len(means)))
-        low, high = np.quantile(means[draws].mean(1), [0.025, 0.975])
-        rows.append({
-            "sampler": sampler, "budget": budget, "regret": float(means.mean()), "low": float(low), "high": float(high),
-            "units": len(means), "searches": sum(map(len, by_unit.values())),
-        })  # fmt: skip
+        row = {"sampler": label, "budget": budget, "regret": float(means.mean()), **interval(means),
+               "units": len(means), "searches": sum(map(len, by_unit.values()))}  # fmt: skip
+        if (label, budget) in trained:
+            whole = by_cell[sampler, sampler, budget]
+            more = means - np.array([np.mean(whole[unit]) for unit in by_unit])
+            row["trained"] = float(np.mean(trained[label, budget]))
+            row["more"] = {"regret": float(more.mean()), **interval(more)}
+        rows.append(row)
     return rows
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """The 95 % bootstrap interval of a mean."""
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return {"low": float(low), "high": float(high)}
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
@@ -311,6 +382,11 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         cells = {row["budget"]: row for row in rows if row["sampler"] == sampler}
         texts = [f"{cells[b]['regret']:.2f} [{cells[b]['low']:.2f}, {cells[b]['high']:.2f}]" for b in budgets]
         print(f"{sampler:28}" + "".join(f"{text:>20}" for text in texts))
+        if "trained" in cells[budgets[0]]:
+            more = [cells[b]["more"] for b in budgets]
+            texts = [f"{one['regret']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for one in more]
+            print(f"{'  more than without':28}" + "".join(f"{text:>20}" for text in texts))
+            print(f"{'  of the epochs':28}" + "".join(f"{cells[b]['trained']:>20.0%}" for b in budgets))
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

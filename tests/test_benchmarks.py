@@ -24,16 +24,20 @@ def samplers() -> ModuleType:
     return module
 
 
-def table(path: Path) -> Path:
-    """Twelve losses whose AP is 10 for l1, 20 for l2 and 30 for kl, and 0 to 3 more by the normalisation."""
+def table(path: Path, early: float = 0.0) -> Path:
+    """Twelve losses whose AP is 10 for l1, 20 for l2 and 30 for kl, and 0 to 3 more by the normalisation.
+
+    ``early``: AP after the first of three epochs, as a multiple of that; 0 for a table of one epoch.
+    """
     more = {"none": 0, "norm(N)": 1, "norm(HW)": 2, "minmax": 3}
     genes = {"normalise": list(more), "distance": ["l1", "l2", "kl"], "weight": [1.0]}
     space = {"knowledge": "global", "weighting": "absolute", "genes": genes}
-    lines: list[dict[str, Any]] = [{"format": 1, "rungs": [1], "spaces": {"global": space}}]
+    lines: list[dict[str, Any]] = [{"format": 1, "rungs": [1, 3] if early else [1], "spaces": {"global": space}}]
     for normalise, bonus in more.items():
         for base, distance in enumerate(genes["distance"], start=1):
             params = {"normalise": normalise, "distance": distance, "weight": 1.0}
             ap = [10.0 * base + bonus]
+            ap = [50 + early * ap[0], *ap] if early else ap
             lines.append(
                 {"knowledge": "global", "params": params, "seed": 0, "state": "complete", "ap": ap, "ap50": ap}
             )
@@ -61,6 +65,24 @@ def test_searches_of_a_table_are_kept_and_read_at_every_budget(samplers: ModuleT
     assert {json.loads(line)["key"] for line in kept.splitlines()} == {
         found["key"] for found in samplers.read_lines(tmp_path / "searches.jsonl")
     }
+
+
+def test_halving_is_played_beside_the_whole_searches(samplers: ModuleType, tmp_path: Path) -> None:
+    """Early AP ranks as the end does: nothing is lost. Of 12 at once 4 train for 3 epochs and 8 for one: 20 of 36."""
+    path = table(tmp_path / "table.jsonl", early=0.5)
+    arguments = ["--table", str(path), "--out", str(tmp_path), "--repetitions", "4", "--samplers", "random"]
+    samplers.main([*arguments, "--budgets", "12", "--parallel", "12", "--halving", "1"])
+    whole, halved = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert (whole["sampler"], halved["sampler"]) == ("random", "random, rungs 1, 1 of 3")
+    assert halved["trained"] == pytest.approx(20 / 36) and "trained" not in whole
+    assert halved["regret"] == whole["regret"] == 0 and halved["more"] == {"regret": 0, "low": 0, "high": 0}
+
+    path = table(tmp_path / "table.jsonl", early=-1.0)  # early AP is the opposite of late AP
+    samplers.main([*arguments, "--budgets", "6", "--parallel", "6", "--halving", "1"])
+    whole, halved = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert halved["more"]["regret"] == pytest.approx(halved["regret"] - whole["regret"]) and halved["more"]["low"] > 0
+    with pytest.raises(SystemExit):
+        samplers.main(["--halving", "1", "--out", str(tmp_path)])
 
 
 def test_a_landscape_is_searched_as_a_table_is(samplers: ModuleType, tmp_path: Path) -> None:
