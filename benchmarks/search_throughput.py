@@ -9,11 +9,13 @@ with S, T and D measured in the same run; S includes the distillation loss. The 
 default space, the same in all parts, and so must be their APs. Candidates per hour count all that a search does for
 one: filter, calibration, training and measuring.
 
+With halving, who trains on costs S for the epochs it trains, and the teacher serves all. By default the rung is after a
+third of the training, as in ``benchmarks/table``, where ``benchmarks/samplers.py --halving`` says what it costs in AP.
+
 Run it with
 
     python benchmarks/search_throughput.py
-    python benchmarks/search_throughput.py --teacher narrow32 --candidates 24 --out runs/throughput.json
-
+    python benchmarks/search_throughput.py --cpu-time --teacher narrow32 --out runs/throughput.json
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; by default a teacher's forward costs about as much as a student's step."""
+    """The command line; by default a teacher's forward costs more than a student's step, as with ResNet-101 and -18."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--detector", default="retinanet")
     parser.add_argument("--teacher", default="narrow64", help="backbone of the teacher")
@@ -76,11 +79,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--eta", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time, for a machine that others share")
     parser.add_argument("--amp", default=None, help="bf16 or fp16")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.cpu_time and (arguments.threads > 1 or arguments.device != "cpu"):
+        parser.error("--cpu-time: expected one thread of the CPU, where processor time is what a search waits for")
+    return arguments
 
 
 def make_setting(arguments: argparse.Namespace, folder: Path, device: torch.device) -> Setting:
@@ -136,22 +143,24 @@ def measure_all(setting: Setting, policies: list[Policy], arguments: argparse.Na
     """All parts, one after the other."""
     _, _ = setting.store, setting.test_store
     evaluator = PopulationEvaluator(setting, population=arguments.population)
-    timed(evaluator, policies[:1], 1)  # warms up
+    now = time.process_time if arguments.cpu_time else time.perf_counter
+    timed(evaluator, policies[:1], 1, now)  # warms up
     screened = [policy for policy in evaluator.screen(policies) if isinstance(policy, Policy)]
-    alone, alone_clock, together_clock = 0.0, Clock(), Clock()
+    alone, alone_clock, together_clock = 0.0, Clock(now=now), Clock(now=now)
     results: list[Result] = []
     k = arguments.population
     for start in range(0, len(policies), k):
         chunk = slice(start, start + k)
         for policy, ready in zip(policies[chunk], screened[chunk], strict=True):
-            seconds, found = timed(evaluator, [policy], 1)
+            seconds, found = timed(evaluator, [policy], 1, now)
             alone += seconds
             results += found
-            add(alone_clock, train_only(setting, [ready]))
-        add(together_clock, train_only(setting, screened[chunk]))
-    together, same = timed(evaluator, policies, k)
+            train_only(setting, [ready], alone_clock)
+        train_only(setting, screened[chunk], together_clock)
+    together, same = timed(evaluator, policies, k, now)
     halving = Halving(tuple(arguments.rungs), eta=arguments.eta)
-    halved, pruned = timed(PopulationEvaluator(setting, population=len(policies), halving=halving), policies, None)
+    halver = PopulationEvaluator(setting, halving=halving)
+    halved, pruned = timed(halver, policies, len(policies), now)
     steps = alone_clock.steps
     s, t, d = (seconds / steps for seconds in (alone_clock.students, alone_clock.teacher, alone_clock.data))
     bound = (s + t + d) / (s + (t + d) / k)
@@ -170,21 +179,23 @@ def measure_all(setting: Setting, policies: list[Policy], arguments: argparse.Na
             "halving": 3600 * len(policies) / halved,
         },
         "same_aps": [one.ap for one in same] == [one.ap for one in results],
+        "epochs": sum(one.epochs for one in pruned) / len(policies) / arguments.epochs,
         "pruned": sum(one.state is State.PRUNED for one in pruned),
     }
 
 
-def timed(evaluator: PopulationEvaluator, policies: list[Policy], population: int | None) -> tuple[float, list[Result]]:
+def timed(
+    evaluator: PopulationEvaluator, policies: list[Policy], population: int, now: Callable[[], float]
+) -> tuple[float, list[Result]]:
     """Seconds and results of one call."""
-    if population is not None:
-        evaluator.population = population
-    started = time.perf_counter()
+    evaluator.population = population
+    started = now()
     results = evaluator.evaluate(policies)
-    return time.perf_counter() - started, results
+    return now() - started, results
 
 
-def train_only(setting: Setting, policies: list[Policy]) -> Clock:
-    """The parts of training alone."""
+def train_only(setting: Setting, policies: list[Policy], clock: Clock) -> None:
+    """The parts of training alone, added to the clock."""
     steps = setting.steps(epochs=setting.config.epochs)
     members = [
         Member(
@@ -199,13 +210,7 @@ def train_only(setting: Setting, policies: list[Policy]) -> Clock:
         )
         for i, policy in enumerate(policies)
     ]
-    return train(members, setting.teacher, setting.batches(0), setting.config, device=setting.device)
-
-
-def add(total: Clock, part: Clock) -> None:
-    """Sum up."""
-    for name in ("data", "teacher", "students", "steps"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
+    train(members, setting.teacher, setting.batches(0), setting.config, device=setting.device, clock=clock)
 
 
 def busy(clock: Clock) -> float:
@@ -226,7 +231,9 @@ def report(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
     for name, rate in rates.items():
         print(f"{name:<10}{rate:8.0f} candidates an hour, {rate / rates['alone']:.2f} times")
     print(f"APs side by side {'equal' if figures['same_aps'] else 'DIFFER FROM'} those one at a time")
-    print(f"halving stopped {figures['pruned']} of {arguments.candidates}")
+    print(
+        f"halving stopped {figures['pruned']} of {arguments.candidates}; {figures['epochs']:.0%} of the epochs trained"
+    )
 
 
 if __name__ == "__main__":

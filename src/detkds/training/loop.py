@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,12 +26,17 @@ AtRung = Callable[[int, Sequence[Member]], None]
 
 @dataclass
 class Clock:
-    """Seconds spent in each part of training."""
+    """Seconds spent in each part of training, summed up over the trainings that it is given to.
+
+    Attributes:
+        now: tells the time; :func:`time.process_time` where others share the machine.
+    """
 
     data: float = 0.0
     teacher: float = 0.0
     students: float = 0.0
-    steps: int = field(default=0)
+    steps: int = 0
+    now: Callable[[], float] = time.perf_counter
 
 
 def train(
@@ -49,6 +54,7 @@ def train(
     at_rung: AtRung | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
+    clock: Clock | None = None,
 ) -> Clock:
     """Train all members side by side; one that fails or is stopped is left behind with its reason, the others go on.
 
@@ -66,20 +72,21 @@ def train(
         rungs, at_rung: epochs after which ``at_rung`` is called with the rung's index and the members still in
             training; it measures and may stop them, and must leave them otherwise as they are. One process only.
         on_step: called with a member and its losses after each of its steps; on_epoch: with the epochs done.
+        clock: takes the time and is returned; by default a new one of wall time.
     """
-    clock = Clock()
+    clock = Clock() if clock is None else clock
     first_epoch = load_state(checkpoint, members) if checkpoint is not None else 0
     if teacher is not None:
         teacher.requires_grad_(False)
     for epoch in range(first_epoch, config.epochs):
         if not any(member.alive for member in members):
             break
-        started = time.perf_counter()
+        started = clock.now()
         for index, batch in enumerate(batches(epoch)):
             batch = batch.to(device)
-            clock.data += time.perf_counter() - started
+            clock.data += clock.now() - started
             alive = [member for member in members if member.alive]
-            started = time.perf_counter()
+            started = clock.now()
             teacher_output = None
             if teacher is not None and any(member.distils for member in alive):
                 responses = any(member.model.distiller.reads_responses for member in alive)
@@ -88,8 +95,8 @@ def train(
                         teacher_output = ask(teacher, batch, responses=responses)
                     else:
                         teacher_output = ask_teacher(epoch, index, batch, responses)
-            clock.teacher += time.perf_counter() - started
-            started = time.perf_counter()
+            clock.teacher += clock.now() - started
+            started = clock.now()
             for member in alive:
                 try:
                     losses = member.train_step(batch, teacher_output)
@@ -102,9 +109,9 @@ def train(
                     continue
                 if on_step is not None:
                     on_step(member, losses)
-            clock.students += time.perf_counter() - started
+            clock.students += clock.now() - started
             clock.steps += 1
-            started = time.perf_counter()
+            started = clock.now()
         if at_rung is not None and epoch + 1 in rungs:
             at_rung(rungs.index(epoch + 1), [member for member in members if member.alive])
         if checkpoint is not None and rank == 0:
