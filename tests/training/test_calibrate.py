@@ -144,6 +144,8 @@ class Odd:
     def __call__(self, pair: Pair) -> torch.Tensor:
         if self.how == "raise":
             raise ValueError("cannot be compared")
+        if self.how == "memory":
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
         if self.how == "flat":
             return pair.student.detach().sum()
         return pair.student.sum() * {"nan": math.nan, "huge": 1e9}[self.how]
@@ -156,6 +158,7 @@ class Odd:
         ("huge", "over 100"),
         ("flat", "no gradient"),
         ("raise", "ValueError: cannot be compared"),
+        ("memory", "OutOfMemoryError: tried to allocate 80 GiB"),
     ],
 )
 def test_a_useless_term_is_refused_and_leaves_the_others_measured(how, expected, pair, batches):

@@ -126,7 +126,7 @@ class _Gauge:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, torch.OutOfMemoryError):
+        if not isinstance(error, Exception):
             return False
         self.failure = f"{type(error).__name__}: {error}"
         return True

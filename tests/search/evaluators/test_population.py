@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
+import torch
 
 from detkds.config import parse_config
 from detkds.errors import ConfigError
@@ -13,6 +17,7 @@ from detkds.search.evaluators.population import PopulationEvaluator
 from detkds.search.halving import Halving
 from detkds.search.result import Peers, State
 from detkds.training import population
+from detkds.training.member import Member
 
 POLICIES = [
     Policy([Term("global", ["norm(N)"], distance, weight)]) for distance in ("l1", "l2") for weight in (1.0, 2.0)
@@ -62,6 +67,32 @@ def test_without_peers_all_are_one_group(setting, monkeypatch):
     assert [result.state is State.COMPLETE for result in found] == [False, True, True, False]
     assert [result.ap for result in found] == pytest.approx([10, 50, 60, 20])
     assert found[0].reason == "rung 1 of 1 (epoch 1): AP 10.0, place 4 of 4, the best 2 go on"
+
+
+def test_what_fails_in_training_costs_itself_alone(setting, monkeypatch):
+    """In the second step one raises, one has weights that are no numbers, and one never fits into memory."""
+    expected = PopulationEvaluator(setting, calibration_batches=1).evaluate([POLICIES[0], POLICIES[3]])
+    real = Member.train_step
+
+    def faulty(member, batch, answer):
+        if member.steps == 1 and member.name == "1":
+            raise ArithmeticError("too late")
+        if member.steps == 1 and member.name == "2":
+            next(member.student.parameters()).data.fill_(math.nan)
+        if member.steps == 1 and member.name == "4":
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+        return real(member, batch, answer)
+
+    monkeypatch.setattr(Member, "train_step", faulty)
+    policies = [*POLICIES[:4], Policy([Term("global", ["norm(N)"], "l1", 3.0)])]
+    evaluator = PopulationEvaluator(setting, calibration_batches=1)
+    found = evaluator.evaluate(policies)
+    assert [result.state is State.COMPLETE for result in found] == [True, False, False, True, False]
+    assert [replace(found[i], seconds=0.0) for i in (0, 3)] == [replace(one, seconds=0.0) for one in expected]
+    reasons = ["ArithmeticError: too late", "DivergenceError", "out of memory when trained alone: tried to allocate"]
+    for result, reason in zip((found[1], found[2], found[4]), reasons, strict=True):
+        assert result.state is State.FAILED and result.ap is None and result.reason.startswith(reason)
+    assert sum(result.counts for result in found) == 5 and evaluator.population == 8
 
 
 def test_without_the_filter_what_it_refuses_is_trained(setting):

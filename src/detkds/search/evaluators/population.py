@@ -27,7 +27,7 @@ class PopulationEvaluator:
 
     Args:
         setting: the proxy: its test data are the part of the training images kept for validation.
-        population: how many students train side by side; halved for good where memory runs out.
+        population: how many students train side by side; halved for the rest of a call where memory runs out.
         calibration_batches: on which losses are filtered and relative weights measured.
         halving: stops losing candidates early; None trains all to the end.
         filter: refuses candidates whose loss is no use before they are trained; without it they are trained too, and
