@@ -18,14 +18,19 @@ def pair(
     teacher: Expression,
     student: Expression,
     classes: Annotated[int, typer.Option(min=1, help="How many classes both know.")] = 80,
+    check: Annotated[bool, typer.Option("--check", help="Take one distillation step on random images too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what can be distilled between two detectors, what cannot and why, and the adapters that are needed."""
     from detkds.runs.pair import describe_pair, detectors_of
+    from detkds.runs.pair_check import check_pair_step
 
     with answering():
         teaching, learning = detectors_of(teacher, student, [f"class {number}" for number in range(classes)])
         data = describe_pair(learning.info, teaching.info)
+        if check:
+            step = check_pair_step(learning, teaching)
+            data["check"] = {"losses": step.losses, "faults": step.faults}
         if as_json:
             print_json({"teacher": teacher, "student": student, **data})
             return
@@ -34,6 +39,9 @@ def pair(
             console.print(f"{side}: {expression}; responses: {data['responses'][side]}", markup=False)
         console.print(levels_table(data["levels"]))
         console.print(_knowledge(data))
+        if check:
+            faults = data["check"]["faults"]
+            console.print("one step: " + ("; ".join(faults) if faults else "all is well"), markup=False)
 
 
 def levels_table(levels: list[dict[str, Any]]) -> Table:
