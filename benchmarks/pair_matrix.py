@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from detkds.detectors import Detector, build_detector
+from detkds.detectors.transformers_families import FAMILIES
 from detkds.registry import DETECTORS
 from detkds.runs.pair import describe_pair
 from detkds.runs.pair_check import check_pair_step
@@ -35,8 +36,8 @@ FEATURES = ("global", "fgbg", "instance")
 
 
 def families() -> list[str]:
-    """The registered families that are built from options alone."""
-    return [name for name in DETECTORS if "backbone" in inspect.signature(DETECTORS[name]).parameters]
+    """The registered families that are built from options alone, those of the transformers library last."""
+    return sorted((name for name in DETECTORS if name != "hooked"), key=lambda name: (name in FAMILIES, name))
 
 
 def small(name: str, *, seed: int, neck_channels: int) -> Detector:
@@ -44,7 +45,7 @@ def small(name: str, *, seed: int, neck_channels: int) -> Detector:
     known = inspect.signature(DETECTORS[name]).parameters
     options: dict[str, Any] = {"backbone": "narrow8", "neck_channels": neck_channels, **REGIONS}
     chosen = {key: value for key, value in options.items() if key in known}
-    if "size" in known:
+    if name in FAMILIES:
         chosen = {"size": "nano"}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
