@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from detkds.policy import Policy
-from detkds.runs.comparison import Contender, rows, slug
+from detkds.runs.comparison import Contender, contenders, rows, slug
 
 
 def stored(name: str, seed: int, ap: float | None) -> dict[str, Any]:
@@ -65,3 +68,9 @@ def test_a_failed_training_is_a_reason_and_never_an_ap_of_zero() -> None:
 def test_a_slug_stands_in_a_file_name() -> None:
     assert slug("plain, inherited") == "plain--inherited"
     assert slug("../detkds/one-stage") == "detkds-one-stage"
+
+
+@pytest.mark.parametrize(("inherited", "names"), [((), ["plain"]), (("neck.weight",), ["plain", "plain, inherited"])])
+def test_a_student_that_inherits_nothing_is_trained_once(inherited: tuple[str, ...], names: list[str]) -> None:
+    plan: Any = SimpleNamespace(inherited=inherited, policies={})
+    assert [entry.name for entry in contenders(plan, [])] == names

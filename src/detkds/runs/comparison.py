@@ -28,9 +28,9 @@ class Contender:
 
 
 def contenders(plan: Plan, searched: Sequence[Policy]) -> list[Contender]:
-    """The plain student, with its own and with the inherited neck and head, then the hand-designed and the searched."""
+    """The plain student, with its own and any inherited neck and head, then the hand-designed and the searched."""
     plain = [Contender("plain", "plain", Policy(), inherit=False)]
-    if plan.config.inherits:
+    if plan.inherited:
         plain.append(Contender("plain, inherited", "plain", Policy()))
     hand = [Contender(name, "hand", policy) for name, policy in plan.policies.items()]
     found = [

@@ -120,7 +120,7 @@ def _comparison_seconds(plan: Plan, speed: Speed, found: int) -> float:
     config = plan.config
     steps = _steps(plan, config.train, plan.train_data)
     terms = sum(map(len, plan.policies.values())) + found * len(plan.spaces)
-    entries = 1 + config.inherits + len(plan.policies) + found
+    entries = 1 + bool(plan.inherited) + len(plan.policies) + found
     one_seed = steps * (entries * speed.student_step + terms * speed.distillation)
     one_seed += -(-entries // config.proxy.population) * steps * (speed.data + speed.teacher_forward)
     return len(config.final.seeds) * (one_seed + entries * len(plan.test_data) * speed.student_predict)
