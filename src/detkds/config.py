@@ -96,7 +96,8 @@ class DetectorConfig(Section):
         detector: a registered detector, such as ``retinanet``; for a teacher also ``self``: every student is taught by
             the moving average of its own weights (``train.ema``; Mean Teacher, Tarvainen and Valpola 2017).
         backbone: a named backbone or any timm model that gives feature maps; null: the detector's own.
-        classes: names of the classes it knows, in label order; null: those of the data.
+        classes: names of the classes a teacher knows, in label order; null: those in the file of its weights, where
+            this package wrote it, or else those of the data.
         size: pixels of the longer side of the images it is given (a teacher only); null: those of the data.
         backbone_weights: ``pretrained`` for the backbone library's own weights; null for random ones.
         options: further arguments of the detector.

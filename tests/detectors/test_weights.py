@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detkds.detectors import weights
 from detkds.detectors.backbones import build_backbone
 from detkds.detectors.pyramid import one_stage_pyramid, two_stage_pyramid
-from detkds.detectors.weights import load_weights, read_weights, save_weights
+from detkds.detectors.weights import load_weights, read_weights, save_weights, stored_class_names
 from detkds.errors import WeightsError
 from detkds.structures import Batch
 
@@ -219,3 +219,13 @@ def test_failed_write_keeps_the_old_file(small: Build, tmp_path: Path, monkeypat
     with pytest.raises(WeightsError, match="No space left"):
         save_weights(small("fcos"), path)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_class_names_are_read_back_where_we_wrote_them(small: Any, tmp_path: Path) -> None:
+    save_weights(small("retinanet", class_names=("b", "a")), tmp_path / "ours.safetensors")
+    assert stored_class_names(tmp_path / "ours.safetensors") == ("b", "a")
+    save_file({"x": torch.zeros(1)}, tmp_path / "theirs.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"none")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "weights.pt")
+    for name in ("theirs.safetensors", "broken.safetensors", "weights.pt", "absent.safetensors"):
+        assert stored_class_names(tmp_path / name) is None

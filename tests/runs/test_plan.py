@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from detkds.config import parse_config
+from detkds.detectors.weights import save_weights
 from detkds.errors import ConfigError
-from detkds.runs.plan import make_plan
+from detkds.runs.plan import make_detector, make_plan
 from detkds.search.halving import Halving
 
 
@@ -55,6 +56,19 @@ def test_a_pair_that_offers_nothing_wanted_is_refused(tiny_run: dict[str, Any]) 
     tiny_run["search"] = {**tiny_run["search"], "knowledge": ["logits", "localization"]}
     with pytest.raises(ConfigError, match="this pair offers no logits"):
         make_plan(parse_config(tiny_run))
+
+
+def test_a_teacher_knows_the_classes_in_the_file_of_its_weights(tiny_run: dict[str, Any], tmp_path: Path) -> None:
+    """A teacher of more classes in another order; without their names its weights would not fit."""
+    names = ("three", "one", "zero")
+    teacher = parse_config(tiny_run).teacher
+    save_weights(make_detector(teacher, names, 0), tmp_path / "teacher.safetensors")
+    tiny_run["teacher"] = {**tiny_run["teacher"], "weights": str(tmp_path / "teacher.safetensors"), "train": None}
+    plan = make_plan(parse_config(tiny_run))
+    assert plan.teacher.class_names == names
+    assert "logits" not in plan.refused
+    tiny_run["teacher"]["classes"] = ["three", "one", "two"]
+    assert "the teacher does not know zero" in make_plan(parse_config(tiny_run)).refused["logits"]
 
 
 def test_a_policy_of_the_comparison_must_suit_the_pair(tiny_run: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from detkds.detectors.base import Detector
@@ -122,6 +122,19 @@ def save_weights(detector: Detector, path: str | Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise WeightsError(f"weights: {path} cannot be written: {error}") from error
+
+
+def stored_class_names(source: str | Path) -> tuple[str, ...] | None:
+    """The class names in a file of :func:`save_weights`, in label order; None where it is another file or none."""
+    path = Path(source)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            names = json.loads((file.metadata() or {}).get("class_names", "null"))
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _download(address: str) -> Path:

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detkds.config import RunConfig, TrainConfig
-from detkds.detectors.weights import load_weights, save_weights
+from detkds.detectors.weights import load_weights, save_weights, stored_class_names
 from detkds.distiller import check_pair
 from detkds.errors import ConfigError
 from detkds.policy import Policy, list_policies, load_policy
 from detkds.runs.comparison import slug
-from detkds.runs.datasets import load_data
 from detkds.runs.distributed import Processes, joined
 from detkds.runs.folder import open_folder, write_text
 from detkds.runs.listening import Listener
 from detkds.runs.pipeline import clocked
-from detkds.runs.plan import Plan, absolute, choose_device, import_plugins, make_plan, make_teacher
+from detkds.runs.plan import Plan, absolute, choose_device, import_plugins, load_data, make_plan, make_teacher
 from detkds.runs.steps import StepLog
 from detkds.runs.teacher import prepare_teacher
 from detkds.runs.weights import absolute_policies
@@ -75,7 +74,6 @@ def train_plain(config: RunConfig, which: Which, seed: int | None, listener: Lis
             train,
             config.data.size,
             plan.device,
-            masks=plan.teacher.info.masks,
         )
         return _train_once(setting, Candidate("teacher", Policy()), seed, target, {}, listener)
 
@@ -127,20 +125,12 @@ def evaluate(config: RunConfig, weights: Path, which: Which, split: Literal["tes
         if config.data.embedded is not None and not (config.folder / "data").exists():
             config = config.model_copy(update={"runs": Path(scratch)})
         train, test = load_data(config)
-        detector = make_teacher(described, train.class_names, config.seed, config.data.size)
+        known = stored_class_names(weights) if which == "teacher" else None
+        detector = make_teacher(described, known or train.class_names, config.seed, config.data.size)
         load_weights(detector, weights)
         detector.to(device)
         data = test if split == "test" else train
-        setting = Setting(
-            None,
-            lambda seed, inherit: detector,
-            data,
-            data,
-            config.train,
-            config.data.size,
-            device,
-            masks=detector.info.masks,
-        )
+        setting = Setting(None, lambda seed, inherit: detector, data, data, config.train, config.data.size, device)
         return measure(detector, setting).to_dict()
 
 
