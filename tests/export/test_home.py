@@ -25,6 +25,7 @@ from detkds.structures import Batch
 SIZE = 64
 SCRIPT = """
 import importlib, sys, torch
+torch.set_num_threads(1)
 sys.modules["detkds"] = None  # any import of it fails
 images = torch.load("images.pt")
 for name in sys.argv[1:]:
@@ -74,13 +75,14 @@ def test_torchvisions_model_finds_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_it_does_so_where_this_package_cannot_be_imported(
     trained: Callable[[str], Detector], options_of: Any, images: list[Tensor], tmp_path: Path
 ) -> None:
     for name in AT_HOME:
         write_home(trained(name), name, options_of(name), SIZE, tmp_path / name)
     torch.save(images, tmp_path / "images.pt")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, *AT_HOME], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -76,7 +76,7 @@ class RepPointsHead(nn.Module):
         """
         outputs = [self._level(level) for level in levels]
         logits, initial, refined = (
-            torch.cat([full_precision(one).flatten(2).mT for one in group], dim=1)
+            torch.cat([full_precision(one).flatten(2).transpose(-1, -2) for one in group], dim=1)
             for group in zip(*outputs, strict=True)
         )
         return {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import _topk_min
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detkds.structures import Detections
@@ -52,7 +53,7 @@ class Suppression:
         for level in scores.split(list(lengths)):
             flat = level.flatten()
             entered = (flat > self.score_threshold).nonzero()[:, 0]
-            values, order = flat[entered].topk(min(self.topk_candidates, len(entered)))
+            values, order = flat[entered].topk(_topk_min(entered, self.topk_candidates, 0))
             index = entered[order]
             best.append(values)
             rows.append(start + index // classes)

@@ -8,16 +8,18 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx import symbolic_helper
 
 from detkds.detectors.base import Detector
 from detkds.errors import ConfigError
 from detkds.structures import Batch, Detections
 
 OUTPUTS = ("boxes", "scores", "labels")
-_OPSET = 17
+_OPSET = 19
 _EXTRA = {"onnx": "write ONNX files", "onnxruntime": "check them"}
 
 
@@ -86,6 +88,8 @@ def write_onnx(module: OneImage, example: Tensor, path: Path) -> None:
     require("onnx")
     import onnx
 
+    register: Any = torch.onnx.register_custom_op_symbolic  # type: ignore[attr-defined] - documented, not in __all__
+    register("torchvision::deform_conv2d", _deform_conv, _OPSET)
     detector = module.detector
     title = str(getattr(detector.core, "name", type(detector.core).__name__))
     with torch.no_grad(), warnings.catch_warnings():
@@ -104,9 +108,7 @@ def write_onnx(module: OneImage, example: Tensor, path: Path) -> None:
             )
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(
-                f"export: {title} cannot be written as ONNX: {reason}; its weights can be exported with --format home"
-            ) from error
+            raise ConfigError(f"export: {title} cannot be written as ONNX: {reason}") from error
     model = onnx.load(str(path))
     facts = {
         "detector": title,
@@ -120,3 +122,33 @@ def write_onnx(module: OneImage, example: Tensor, path: Path) -> None:
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+@symbolic_helper.parse_args("v", "v", "v", "v", "v", "i", "i", "i", "i", "i", "i", "i", "i", "b")
+def _deform_conv(
+    graph: Any,
+    maps: Any,
+    weight: Any,
+    offset: Any,
+    mask: Any,
+    bias: Any,
+    stride_y: int,
+    stride_x: int,
+    pad_y: int,
+    pad_x: int,
+    dilation_y: int,
+    dilation_x: int,
+    groups: int,
+    offset_groups: int,
+    use_mask: bool,
+) -> Any:
+    """torchvision's deformable convolution as ONNX has it since opset 19; the exporter knows none."""
+    return graph.op(
+        "DeformConv",
+        *(maps, weight, offset, bias, *([mask] if use_mask else [])),
+        strides_i=[stride_y, stride_x],
+        pads_i=[pad_y, pad_x] * 2,
+        dilations_i=[dilation_y, dilation_x],
+        group_i=groups,
+        offset_group_i=offset_groups,
+    )

@@ -52,10 +52,7 @@ def _train_teacher(plan: Plan, folder: Path, on_epoch: OnEpoch | None, on_step: 
         return plan.teacher
 
     setting: Setting = replace(
-        plan.setting(plan.train_data, plan.test_data, plan.config.teacher.train),
-        teacher=None,
-        build_student=itself,
-        masks=plan.teacher.info.masks,
+        plan.setting(plan.train_data, plan.test_data, plan.config.teacher.train), teacher=None, build_student=itself
     )
     state = folder / "teacher.state"
     [trained] = train_candidates(
