@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from detkds.cli.tables import print_results
+from detkds.cli.tables import metrics_table, print_results
 
 ROW = {"policy": "", "spread": 0.5, "metrics": {"ap50": 30.0}, "failures": {}, "seconds": 1.0}
 SUMMARY: dict[str, Any] = {
@@ -31,9 +31,9 @@ SUMMARY: dict[str, Any] = {
 }
 
 
-def shown(folder: Path) -> str:
+def shown(folder: Path, summary: dict[str, Any] = SUMMARY) -> str:
     out = io.StringIO()
-    print_results(Console(file=out, width=140), SUMMARY, folder)
+    print_results(Console(file=out, width=140), summary, folder)
     return out.getvalue()
 
 
@@ -50,6 +50,26 @@ def test_every_number_of_the_summary_is_shown(tmp_path: Path) -> None:
         "catt",
     ):
         assert expected in text, expected
+
+
+def test_a_pair_of_masks_shows_box_ap_beside_mask_ap(tmp_path: Path) -> None:
+    rows = [{**row, "metrics": {"ap50": 30.0, "box_ap": 12.34}} for row in SUMMARY["rows"][1:]]
+    teacher = {**SUMMARY["rows"][0], "ap": {}, "mean": None, "metrics": {"box_ap": 56.7}}
+    text = shown(tmp_path, {**SUMMARY, "metric": "mask AP", "rows": [teacher, *rows]})
+    assert "mask AP on the test images" in text and "box AP" in text and "12.3" in text and "56.7" in text
+    assert text.count("failed") == 1  # the teacher has no masks, which is no failure
+    assert "box AP on the test images" in shown(tmp_path, {**SUMMARY, "metric": "box AP"})
+
+
+def test_metrics_of_masks_and_boxes_are_two_rows() -> None:
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    boxes = {"kind": "box", **dict.fromkeys(names, 0.25), "per_class": {"cell": 0.25}}
+    masks = {"kind": "mask", **dict.fromkeys(names, 0.5), "per_class": {"cell": 0.5}, "boxes": boxes}
+    out = io.StringIO()
+    Console(file=out, width=120).print(metrics_table(masks, "student"))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["mask", *["50.0"] * 6] in lines and ["box", *["25.0"] * 6] in lines
+    assert "mask AP of each class" in out.getvalue() and "cell 50.0" in out.getvalue()
 
 
 def test_names_and_verdicts_are_shown_as_they_are(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,5 @@ def test_rescale_leads_masks_back() -> None:
     expected = torch.zeros(1, 20, 30, dtype=torch.bool)
     expected[0, 2:6, 4:10] = True
     assert torch.equal(back.masks, expected)
+    nothing = rescale(replace(found, masks=masks[:0]), torch.tensor([2.0, 2.0]), (20, 30))
+    assert nothing.masks is not None and nothing.masks.shape == (0, 20, 30)

@@ -64,6 +64,16 @@ def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: 
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_a_pair_of_masks_is_reported_by_mask_ap(summary: dict[str, Any], records: list[Record]) -> None:
+    assert "box AP" not in render(summary, records)
+    for row in summary["rows"]:
+        row["metrics"]["box_ap"] = 43.21
+    page = render({**summary, "metric": "mask AP"}, records)
+    assert page.count('<th class="n">box AP</th>') == 1 and page.count("43.2") == len(summary["rows"])
+    assert "Comparison on the test images: mask AP" in page and "mask AP ± 1.0" in page
+    assert not checked(page).crossed
+
+
 def test_nothing_is_loaded_from_elsewhere(summary: dict[str, Any], records: list[Record]) -> None:
     page = render(summary, records)
     checker = checked(page)

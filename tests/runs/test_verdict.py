@@ -23,6 +23,11 @@ def test_a_clear_gain_names_winner_gain_interval_and_seeds() -> None:
     assert "95% interval +2.5 to +7.5, 3 seeds" in text
 
 
+def test_what_is_measured_is_named() -> None:
+    rows = [row("plain", "plain", [10, 11, 12]), row("searched", "searched", [14, 16, 18])]
+    assert "'searched' wins with 16.0 ± 2.0 mask AP: +5.0" in verdict(rows, "mask AP")
+
+
 def test_a_gain_within_noise_is_said_to_be_one() -> None:
     """Differences -2, 3, 2: mean 1, deviation sqrt(7), half-width 6.57."""
     text = verdict([row("plain", "plain", [10, 10, 10]), row("pkd", "hand", [8, 13, 12])])

@@ -22,17 +22,20 @@ _STYLES = {"teacher": "magenta", "searched": "bold green"}
 
 def comparison_table(summary: Mapping[str, Any]) -> Table:
     """One row per trained detector: AP over seeds, and the paired difference to the plain student."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"AP on the test images, seeds {_list(summary['seeds'])}", title_style="")
+    metric = summary.get("metric", "AP")
+    title = f"{metric} on the test images, seeds {_list(summary['seeds'])}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="")
     table.add_column("student", no_wrap=True)
     table.add_column("kind")
-    for title in ("AP", "AP50", "AP75", "to plain [95%]", "AP by seed"):
+    others = {"ap50": "AP50", "ap75": "AP75", **({"box_ap": "box AP"} if metric == "mask AP" else {})}
+    for title in (metric, *others.values(), "to plain [95%]", "AP by seed"):
         table.add_column(title, justify="right", no_wrap=title != "AP by seed")
     for row in summary["rows"]:
         single = len(row["ap"]) < 2
-        mean = (
-            "failed" if row["mean"] is None else points(row["mean"]) + ("" if single else f" ± {points(row['spread'])}")
-        )
-        metrics = (points(row["metrics"].get(name)) for name in ("ap50", "ap75"))
+        mean = points(row["mean"]) + ("" if single else f" ± {points(row['spread'])}")
+        if row["mean"] is None and row["kind"] != "teacher":  # a teacher without masks has no mask AP
+            mean = "failed"
+        metrics = (points(row["metrics"].get(name)) for name in others)
         seeds = " ".join(points(value) for value in row["ap"].values())
         cells = (row["name"], row["kind"], mean, *metrics, difference(row["to_plain"]), seeds)
         table.add_row(*map(escape, cells), style=_STYLES.get(row["kind"], ""))
@@ -71,14 +74,17 @@ def policy_table(policy: Mapping[str, Any], title: str = "") -> Table:
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str) -> RenderableType:
-    """COCO metrics given as fractions, and AP of each class."""
+    """COCO metrics given as fractions, of masks and boxes or of boxes alone, and AP of each class."""
     table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_style="", title_justify="left")
+    table.add_column("")
     names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"}
     for name in names.values():
         table.add_column(name, justify="right")
-    table.add_row(*(_per_cent(metrics.get(name)) for name in names))
+    shown = {"mask": metrics, "box": metrics["boxes"]} if "boxes" in metrics else {"box": metrics}
+    for of, values in shown.items():
+        table.add_row(of, *(_per_cent(values.get(name)) for name in names))
     classes = [f"{escape(name)} [bold]{_per_cent(value)}[/bold]" for name, value in metrics["per_class"].items()]
-    return Group(table, Text("AP of each class"), Columns(classes, padding=(0, 3)))
+    return Group(table, Text(f"{next(iter(shown))} AP of each class"), Columns(classes, padding=(0, 3)))
 
 
 def print_results(console: Console, summary: Mapping[str, Any], folder: Path) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from detkds.data.coco_file import AnnotationTable, ImageRecord, read_coco
 from detkds.data.images import read_image
-from detkds.data.masks import rasterise
+from detkds.data.masks import rasterise, segmentation_fault
 from detkds.errors import DataError
 from detkds.structures import Target
 
 __all__ = ["AnnotationTable", "CocoDataset", "ImageRecord", "load_coco"]
+
+_MOST_NAMED = 10
 
 
 def load_coco(
@@ -81,13 +83,30 @@ class CocoDataset:
 
     @cached_property
     def has_masks(self) -> bool:
-        """Whether every training object has a segmentation."""
-        return all(
-            self.table.segmentations[row]
-            for image_id in self.image_ids
-            for row in self.table.rows(image_id)
-            if self.table.trainable[row]
-        )
+        """Whether every object and crowd region has a segmentation that can be drawn, as far as its form shows."""
+        return not self._without_masks
+
+    def require_masks(self, why: str) -> None:
+        """Return quietly where :attr:`has_masks`.
+
+        Raises:
+            DataError: naming the annotations without a segmentation, and ``why`` they need one.
+        """
+        missing = self._without_masks
+        if missing:
+            named = "; ".join(missing[:_MOST_NAMED]) + ("; ..." if len(missing) > _MOST_NAMED else "")
+            raise DataError(f"{len(missing)} annotations lack a mask, and {why}: {named}")
+
+    @cached_property
+    def _without_masks(self) -> list[str]:
+        """The annotations of these images that cannot be drawn, and why."""
+        found = []
+        for record in self.images:
+            for row in self.table.rows(record.id):
+                fault = segmentation_fault(self.table.segmentations[row], record.height, record.width)
+                if fault is not None:
+                    found.append(f"annotation {self.table.ids[row]} of image {record.id}: {fault}")
+        return found
 
     def subset(self, image_ids: Iterable[int]) -> CocoDataset:
         """The same data set with only these images, in file order; classes stay.

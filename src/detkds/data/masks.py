@@ -21,22 +21,35 @@ def rasterise(segmentation: Any, height: int, width: int, *, where: str = "segme
     Raises:
         DataError: the segmentation is empty, malformed or meant for another image size.
     """
-    if not segmentation:
-        raise DataError(f"{where}: masks were asked for, but this annotation has no segmentation")
+    fault = segmentation_fault(segmentation, height, width)
+    if fault is not None:
+        raise DataError(f"{where}: masks were asked for, but {fault}; mend or remove it")
     try:
-        if isinstance(segmentation, dict):
-            if list(segmentation["size"]) != [height, width]:
-                raise ValueError(f"expected size [{height}, {width}], got {segmentation['size']}")
-            runs = segmentation
-            if isinstance(runs["counts"], list):
-                runs = coco_mask.frPyObjects(runs, height, width)
-        else:
-            if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-                raise ValueError("expected polygons of at least 3 x, y points")
+        runs = segmentation
+        if isinstance(segmentation, list):
             runs = coco_mask.merge(cast(Any, coco_mask.frPyObjects(segmentation, height, width)))
+        elif isinstance(segmentation["counts"], list):
+            runs = coco_mask.frPyObjects(segmentation, height, width)
         return coco_mask.decode(cast(Any, runs)).astype(bool)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: the segmentation cannot be drawn ({error}); mend or remove it") from error
+
+
+def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:
+    """What keeps a segmentation from being drawn, as far as its form shows; None where nothing does."""
+    if not segmentation:
+        return "it has no segmentation"
+    if isinstance(segmentation, dict):
+        if not isinstance(segmentation.get("counts"), (list, str, bytes)):
+            return f"its run lengths have no counts, but {', '.join(map(str, segmentation))}"
+        if segmentation.get("size") != [height, width]:
+            return f"expected run lengths of size {[height, width]}, got {segmentation.get('size')}"
+        return None
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        return f"expected polygons or run lengths, got {str(segmentation)[:40]!r}"
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+        return "expected polygons of at least 3 x, y points"
+    return None
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Rescaled(Detector):
         self.info = DetectorInfo(
             {level: FeatureSpec(spec.channels, spec.stride / self.scale) for level, spec in info.features.items()},
             replace(info.layout, anchor_key=key),
+            info.masks,
         )
 
     @property
@@ -88,19 +89,19 @@ class Rescaled(Detector):
             antialias=self.scale < 1,
             recompute_scale_factor=False,
         )[..., :height, :width]
-        targets = None if batch.targets is None else [self._target(one, (height, width)) for one in batch.targets]
+        targets = None if batch.targets is None else [self._target(one) for one in batch.targets]
         return replace(batch, images=images, image_sizes=self._sizes(batch.image_sizes), targets=targets, scales=None)
 
     def _sizes(self, sizes: Tensor) -> Tensor:
         return (sizes * self.scale).ceil().long()
 
-    def _target(self, target: Target, shape: tuple[int, int]) -> Target:
+    def _target(self, target: Target) -> Target:
         moved: dict[str, Any] = dict(target)
         for name in ("boxes", "crowd_boxes"):
             if name in moved:
                 moved[name] = moved[name].float() * self.scale
         if "masks" in moved:
-            moved["masks"] = _fit(moved["masks"], shape)
+            moved["masks"] = _fit(moved["masks"], [math.ceil(side * self.scale) for side in moved["masks"].shape[1:]])
         return Target(**moved)
 
     def _returned(self, output: DetectorOutput, sizes: Tensor) -> DetectorOutput:

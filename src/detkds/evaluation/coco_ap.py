@@ -1,11 +1,11 @@
-"""COCO average precision of boxes, equal to the reference evaluator."""
+"""COCO average precision of boxes and masks, equal to the reference evaluator."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from detkds.data.coco import CocoDataset
+from detkds.data.masks import run_lengths
 from detkds.errors import DataError, Faults
 from detkds.structures import Detections
 
 MAX_DETECTIONS = 100
 """Detections per image and class that are counted, best first, as in COCO."""
+
+
+Predictions = Mapping[int, Detections] | Iterable[tuple[int, Detections]]
+"""Detections by image id, boxes and masks in pixels of the **original** image. An image that is absent counts as one
+without detections. Detections with a number that is not finite cannot match and are left out."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Metrics:
         ap: mean over IoU 0.50:0.05:0.95 and classes; ``ap50`` and ``ap75`` at one IoU.
         ap_small, ap_medium, ap_large: objects below 32^2, up to 96^2 and above, in square pixels of the annotation.
         per_class: ``ap`` of each class by name.
+        kind: whose overlap is measured.
+        boxes: of the same detections' boxes, where ``kind`` is ``mask``.
     """
 
     ap: float
@@ -38,17 +46,26 @@ class Metrics:
     ap_medium: float
     ap_large: float
     per_class: dict[str, float]
+    kind: Literal["box", "mask"] = "box"
+    boxes: Metrics | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; None where a metric is undefined."""
         scalars = {name: _or_none(getattr(self, name)) for name in _SCALARS}
-        return {**scalars, "per_class": {name: _or_none(value) for name, value in self.per_class.items()}}
+        data = {
+            "kind": self.kind,
+            **scalars,
+            "per_class": {name: _or_none(value) for name, value in self.per_class.items()},
+        }
+        return data if self.boxes is None else {**data, "boxes": self.boxes.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
         """The inverse of :meth:`to_dict`."""
         per_class = {name: _or_nan(value) for name, value in values["per_class"].items()}
-        return cls(**{name: _or_nan(values[name]) for name in _SCALARS}, per_class=per_class)
+        boxes = cls.from_dict(values["boxes"]) if "boxes" in values else None
+        scalars = {name: _or_nan(values[name]) for name in _SCALARS}
+        return cls(**scalars, per_class=per_class, kind=values["kind"], boxes=boxes)
 
 
 _SCALARS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -62,25 +79,45 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def evaluate_boxes(dataset: CocoDataset, predictions: Mapping[int, Detections]) -> Metrics:
-    """Measure detections against the ground truth of a data set.
-
-    Args:
-        predictions: detections by image id, boxes in pixels of the **original** image. An image that is absent counts
-            as one without detections. Detections with a number that is not finite cannot match and are left out.
+def evaluate_boxes(dataset: CocoDataset, predictions: Predictions) -> Metrics:
+    """Measure the boxes of detections against the ground truth of a data set.
 
     Raises:
         DataError: the data set has no object to find; a prediction is for an image or a label it does not have.
     """
-    _check(dataset, predictions)
-    truth = dataset.ground_truth()
+    truth = _truth(dataset, masks=False)
+    return _measure(dataset, truth, _results(dataset, predictions, masks=False), "bbox")
+
+
+def evaluate_masks(dataset: CocoDataset, predictions: Predictions) -> Metrics:
+    """Measure masks ``(R, H, W)`` of detections, and their boxes in :attr:`Metrics.boxes`.
+
+    A detection is small, medium or large by the area of its mask. Masks are kept as run lengths, so that predictions
+    that come one by one need not fit in memory.
+
+    Raises:
+        DataError: as in :func:`evaluate_boxes`; annotations lack a mask, or a prediction has none of its image's size.
+    """
+    dataset.require_masks("mask AP is measured against masks")
+    truth = _truth(dataset, masks=True)
+    results = _results(dataset, predictions, masks=True)
+    boxes = _measure(dataset, truth, results, "bbox")
+    by_mask = [{**one, "area": one["mask_area"]} for one in results]
+    return replace(_measure(dataset, truth, by_mask, "segm"), kind="mask", boxes=boxes)
+
+
+def _truth(dataset: CocoDataset, *, masks: bool) -> dict[str, list[dict[str, Any]]]:
+    truth = dataset.ground_truth(masks=masks)
     if all(annotation["iscrowd"] for annotation in truth["annotations"]):
         raise DataError("evaluation: the data set has no objects, so average precision is undefined; check its split")
+    return truth
+
+
+def _measure(
+    dataset: CocoDataset, truth: Mapping[str, Any], results: Sequence[dict[str, Any]], overlap: Literal["bbox", "segm"]
+) -> Metrics:
     evaluator = COCOeval_faster(
-        _indexed(truth),
-        _indexed({**truth, "annotations": _results(dataset, predictions)}),
-        "bbox",
-        print_function=_mute,
+        _indexed(truth), _indexed({**truth, "annotations": results}), overlap, print_function=_mute
     )
     evaluator.params.maxDets = [MAX_DETECTIONS]
     evaluator.evaluate()
@@ -118,47 +155,77 @@ def rescale(detections: Detections, scale: Tensor, image_size: tuple[int, int]) 
     boxes = torch.minimum(boxes.clamp_min(0), boxes.new_tensor([width, height, width, height]))
     masks = detections.masks
     if masks is not None:
-        valid = masks[:, : round(height * vertical), : round(width * horizontal)]
-        masks = functional.interpolate(valid[None].float(), size=(height, width), mode="nearest")[0] > 0.5
+        masks = _resized(masks[:, : round(height * vertical), : round(width * horizontal)], image_size)
     return Detections(boxes, detections.scores, detections.labels, masks)
 
 
-def _check(dataset: CocoDataset, predictions: Mapping[int, Detections]) -> None:
-    faults = Faults("evaluation")
-    unknown = sorted(predictions.keys() - dataset.records.keys())
-    if unknown:
-        faults.add(f"{len(unknown)} predicted image ids are not in the data set, the first is {unknown[0]}")
-    for image_id, detections in predictions.items():
-        labels = detections.labels
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < dataset.num_classes:
-            faults.add(
-                f"image {image_id}: expected labels from 0 to {dataset.num_classes - 1}, "
-                f"got {int(labels.min())} to {int(labels.max())}; the detector has other classes than the data set"
-            )
-            break
-    faults.raise_as(DataError)
+def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    if not len(masks):
+        return masks.new_zeros(0, *size)
+    return functional.interpolate(masks[None].byte(), size=size, mode="nearest-exact")[0].bool()
 
 
-def _results(dataset: CocoDataset, predictions: Mapping[int, Detections]) -> list[dict[str, Any]]:
-    """Detections as the evaluator's records, ids from 1."""
+def _results(dataset: CocoDataset, predictions: Predictions, *, masks: bool) -> list[dict[str, Any]]:
+    """Detections as the evaluator's records, ids from 1; all faults at once."""
     records: list[dict[str, Any]] = []
-    for image_id, detections in predictions.items():
-        finite = torch.isfinite(detections.boxes).all(1) & torch.isfinite(detections.scores)
-        boxes = detections.boxes[finite].double().cpu().numpy()
-        boxes[:, 2:] -= boxes[:, :2]
-        scores, labels = detections.scores[finite].tolist(), detections.labels[finite].tolist()
-        for box, score, label in zip(boxes.tolist(), scores, labels, strict=True):
-            records.append(
-                {
-                    "id": len(records) + 1,
-                    "image_id": image_id,
-                    "category_id": dataset.category_ids[label],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "score": score,
-                    "iscrowd": 0,
-                }
-            )
+    unknown: list[int] = []
+    faults: list[str] = []
+    pairs: Any = predictions.items() if isinstance(predictions, Mapping) else predictions
+    for image_id, detections in pairs:
+        if image_id not in dataset.records:
+            unknown.append(image_id)
+        elif fault := _fault(dataset, image_id, detections, masks):
+            faults.append(f"image {image_id}: {fault}")
+        elif not faults:
+            records += _records(dataset, image_id, detections, masks, len(records) + 1)
+    found = Faults("evaluation")
+    if unknown:
+        found.add(f"{len(unknown)} predicted image ids are not in the data set, the first is {min(unknown)}")
+    if faults:
+        found.add(faults[0])
+    found.raise_as(DataError)
+    return records
+
+
+def _fault(dataset: CocoDataset, image_id: int, detections: Detections, masks: bool) -> str | None:
+    """What is wrong with the detections of an image of the data set."""
+    labels = detections.labels
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < dataset.num_classes:
+        return (
+            f"expected labels from 0 to {dataset.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}; "
+            f"the detector has other classes than the data set"
+        )
+    record = dataset.records[image_id]
+    expected = (len(labels), record.height, record.width)
+    if masks and len(labels) and (detections.masks is None or detections.masks.shape != expected):
+        got = None if detections.masks is None else tuple(detections.masks.shape)
+        return f"expected masks of shape {expected}, got {got}"
+    return None
+
+
+def _records(
+    dataset: CocoDataset, image_id: int, detections: Detections, masks: bool, first: int
+) -> list[dict[str, Any]]:
+    """One record per detection of an image that has no number which is not finite; ids from ``first``."""
+    finite = torch.isfinite(detections.boxes).all(1) & torch.isfinite(detections.scores)
+    boxes = detections.boxes[finite].double().cpu().numpy()
+    boxes[:, 2:] -= boxes[:, :2]
+    scores, labels = detections.scores[finite].tolist(), detections.labels[finite].tolist()
+    records = [
+        {
+            "id": first + index,
+            "image_id": image_id,
+            "category_id": dataset.category_ids[label],
+            "bbox": box,
+            "area": box[2] * box[3],
+            "score": score,
+            "iscrowd": 0,
+        }
+        for index, (box, score, label) in enumerate(zip(boxes.tolist(), scores, labels, strict=True))
+    ]
+    if masks and detections.masks is not None:
+        for record, mask in zip(records, detections.masks[finite].cpu().numpy(), strict=True):
+            record.update(segmentation=run_lengths(mask), mask_area=float(mask.sum()))
     return records
 
 

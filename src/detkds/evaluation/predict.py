@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from detkds.evaluation.coco_ap import rescale
 from detkds.structures import Detections
 
 
-def predict_dataset(
+def predict_images(
     detector: Detector,
     dataset: CocoDataset,
     *,
@@ -25,8 +26,8 @@ def predict_dataset(
     device: torch.device | str,
     store: ImageStore | None = None,
     workers: int = 0,
-) -> dict[int, Detections]:
-    """Detections of every image by id, on the CPU, boxes in original pixels, labels those of the data set.
+) -> Iterator[tuple[int, Detections]]:
+    """Id and detections of every image, one by one, on the CPU, in original pixels, labels those of the data set.
 
     A detector of other classes than the data's is read by their names; what it finds of others is left out.
 
@@ -36,19 +37,20 @@ def predict_dataset(
         size: longer side of the network input in pixels.
         store: an ``ImageStore(dataset, size)`` to keep decoded images between calls.
     """
-    found: dict[int, Detections] = {}
     labels = _labels(detector.class_names, dataset.class_names)
-    batches = evaluation_batches(dataset, size=size, batch_size=batch_size, store=store, workers=workers)
-    with evaluating(detector), torch.inference_mode():
-        for batch in batches:
-            assert batch.scales is not None, "evaluation batches carry their scales"
-            for image_id, detections, scale in zip(
-                batch.image_ids, detector.predict(batch.to(device)), batch.scales, strict=True
-            ):
-                record = dataset.records[image_id]
-                original = rescale(_relabelled(_on_cpu(detections), labels), scale, (record.height, record.width))
-                found[image_id] = original
-    return found
+    for batch in evaluation_batches(dataset, size=size, batch_size=batch_size, store=store, workers=workers):
+        assert batch.scales is not None, "evaluation batches carry their scales"
+        with evaluating(detector), torch.inference_mode():
+            found = detector.predict(batch.to(device))
+        for image_id, detections, scale in zip(batch.image_ids, found, batch.scales, strict=True):
+            record = dataset.records[image_id]
+            known = _relabelled(_on_cpu(detections), labels)
+            yield image_id, rescale(known, scale, (record.height, record.width))
+
+
+def predict_dataset(detector: Detector, dataset: CocoDataset, **options: Any) -> dict[int, Detections]:
+    """All of :func:`predict_images` by image id; whole masks of many images take much memory."""
+    return dict(predict_images(detector, dataset, **options))
 
 
 @contextmanager

@@ -57,14 +57,17 @@ def render(
     trained = [row for row in rows if row["kind"] != "teacher" and row["mean"] is not None]
     compared = _compared(rows)
     points = analysis.history(records)
+    metric = summary.get("metric", "AP")
     return environment.get_template("page.html.j2").render(
         summary=summary,
         folder=folder,
+        metric=metric,
+        of_masks=metric == "mask AP",
         rows=rows,
         winner=max(trained, key=lambda row: row["mean"], default=None),
         teacher=next((row for row in rows if row["kind"] == "teacher"), None),
         plain=compared[0] if compared else None,
-        comparison=Markup(plots.comparison_plot(rows)) if trained else "",
+        comparison=Markup(plots.comparison_plot(rows, metric)) if trained else "",
         history=Markup(plots.history_plot(points)) if points else "",
         trials=len(records),
         outcomes=analysis.outcomes(records),

@@ -46,8 +46,11 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def comparison_plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """AP of every trained detector: a dot per seed, a stroke at the mean; the teacher is a line over all."""
+def comparison_plot(rows: Sequence[Mapping[str, Any]], metric: str = "AP") -> str:
+    """AP of every trained detector: a dot per seed, a stroke at the mean; the teacher is a line over all.
+
+    ``metric`` is what AP is called.
+    """
     students = [row for row in rows if row["kind"] != "teacher" and row["ap"]]
     teachers = [row for row in rows if row["kind"] == "teacher" and row["ap"]]
     figure, axes = _figure(6.6, 0.8 + 0.36 * len(students), "comparison")
@@ -64,7 +67,7 @@ def comparison_plot(rows: Sequence[Mapping[str, Any]]) -> str:
                       textcoords="offset points", ha="right", color=_MARKS["--series-4"], fontsize=9.5)  # fmt: skip
     axes.set_yticks(range(len(students)), [str(row["name"]) for row in reversed(students)])
     axes.set_ylim(-0.6, len(students) - 0.4)
-    axes.set_xlabel("AP on the test images, a dot per seed, a stroke at the mean")
+    axes.set_xlabel(f"{metric} on the test images, a dot per seed, a stroke at the mean")
     axes.grid(axis="x", color=_MARKS["--line"], linewidth=0.6)
     return _svg(figure)
 

@@ -129,6 +129,12 @@ class Ledger:
         append_line(self.path, record)
 
 
+def with_box_ap(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of masks with AP of the boxes beside them as ``box_ap``; those of boxes as they are."""
+    boxes = metrics.get("boxes")
+    return {**metrics, "box_ap": boxes["ap"]} if boxes else dict(metrics)
+
+
 def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[Row]:
     """One row per contender from its stored results; differences are to the plain student it starts from."""
     by_name: dict[str, dict[int, dict[str, Any]]] = {entry.name: {} for entry in entries}
@@ -144,10 +150,10 @@ def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds:
     for entry in entries:
         found = by_name[entry.name]
         mean, spread = mean_and_spread(list(aps[entry.name].values()))
-        measured = [record["metrics"] for record in found.values() if record["metrics"]]
+        measured = [with_box_ap(record["metrics"]) for record in found.values() if record["metrics"]]
         metrics = {
             key: mean_and_spread([100 * m[key] for m in measured if m.get(key) is not None])[0]
-            for key in ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+            for key in ("ap50", "ap75", "ap_small", "ap_medium", "ap_large", "box_ap")
             if any(m.get(key) is not None for m in measured)
         }
         base = plain[-1] if entry.kind != "plain" else plain[0]

@@ -53,6 +53,8 @@ class Speed:
 def measure_speed(plan: Plan) -> Speed:
     """Time a few steps; nothing of the run is changed, and what is written goes into a temporary folder."""
     setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
+    if not plan.teacher_ready:
+        setting = replace(setting, masks=setting.masks or plan.teacher.info.masks)
     began = time.perf_counter()
     batches = [batch.to(plan.device) for batch in islice(setting.batches(plan.config.seed)(0), _BATCHES)]
     data = (time.perf_counter() - began) / len(batches)

@@ -23,7 +23,8 @@ from detkds.errors import ConfigError
 from detkds.export.home import write_home
 from detkds.export.onnx_file import OneImage, letterbox, one_image, require, write_onnx
 from detkds.export.parity import Parity, compare, in_onnxruntime
-from detkds.runs.plan import import_plugins, load_data, make_detector
+from detkds.runs.datasets import load_data
+from detkds.runs.plan import import_plugins, make_detector
 
 Format = Literal["home", "onnx"]
 _CHECKED_IMAGES = 32

@@ -104,7 +104,8 @@ def ready_teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any
     with clocked(folder, "teacher"):
         metrics = prepare_teacher(plan, folder, lambda done: listener.advance(1))
     if metrics:
-        listener.note(f"teacher: AP {100 * metrics['ap']:.1f} on the test images")
+        shown = {"mask": "mask AP", "box": "box AP"}[metrics.get("kind", "box")]
+        listener.note(f"teacher: {shown} {100 * metrics['ap']:.1f} on the test images")
     else:
         listener.note("teacher: the moving average of each student's own weights")
     return metrics

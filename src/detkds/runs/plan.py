@@ -15,9 +15,8 @@ import torch
 
 from detkds.config import DetectorConfig, RunConfig, SchemaError, TrainConfig, load_config
 from detkds.data.augment import Augmentation
-from detkds.data.coco import CocoDataset, load_coco
-from detkds.data.digits import NAMES, make_digits
-from detkds.data.subset import proxy_subset, split_validation
+from detkds.data.coco import CocoDataset
+from detkds.data.digits import NAMES
 from detkds.detectors import build_detector
 from detkds.detectors.base import Detector
 from detkds.detectors.rescaled import Rescaled
@@ -26,6 +25,7 @@ from detkds.distiller import check_pair
 from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, load_policy
 from detkds.registry import KNOWLEDGE
+from detkds.runs.datasets import load_data, require_masks, split_data
 from detkds.search.divide_and_conquer import check_sampler
 from detkds.search.halving import Halving, check_rungs
 from detkds.search.settings import SearchSettings
@@ -50,6 +50,7 @@ class Plan:
         warm_start: policies that the search begins with.
         halving: stops losing candidates of the search early; None where all are trained to the end.
         inherited: names of the tensors the student takes over from the teacher.
+        masks: whether the student predicts masks; AP is then that of masks.
     """
 
     config: RunConfig
@@ -67,6 +68,7 @@ class Plan:
     settings: SearchSettings
     halving: Halving | None
     inherited: tuple[str, ...]
+    masks: bool
 
     def build_student(self, seed: int, inherit: bool) -> Detector:
         """A fresh student; everything random in it depends on the seed alone."""
@@ -86,7 +88,13 @@ class Plan:
             size=self.config.data.size,
             device=self.device,
             self_taught=self.config.self_taught,
+            masks=self.masks,
         )
+
+    @property
+    def metric(self) -> str:
+        """What a search optimises and tables report: AP of the student's masks, or of its boxes where it has none."""
+        return "mask AP" if self.masks else "box AP"
 
     @property
     def teacher_epochs(self) -> int:
@@ -159,6 +167,9 @@ def make_plan(config: RunConfig) -> Plan:
     if teacher is not None and student is not None:
         for policy in policies.values():
             attempt(check_pair, absolute(policy), student, teacher)
+    learners = [student, teacher if config.teacher.weights is None else None]
+    if data and any(one is not None and one.info.masks for one in learners):
+        attempt(require_masks, data)
     if embedded and not faults:
         data = attempt(load_data, config)  # last, as it writes files
         parts = attempt(split_data, config, data[0]) if data else None
@@ -188,6 +199,7 @@ def make_plan(config: RunConfig) -> Plan:
         settings=settings,
         halving=halving,
         inherited=tuple(student.inherit(teacher)) if config.inherits else (),
+        masks=student.info.masks,
     )
 
 
@@ -251,50 +263,6 @@ def check_roles(config: RunConfig) -> None:
     if config.teacher.weights is None and config.teacher.classes is not None:
         faults.add("teacher: classes: a teacher that is trained first learns the classes of the data; leave it out")
     faults.raise_as(ConfigError)
-
-
-def load_data(config: RunConfig) -> tuple[CocoDataset, CocoDataset]:
-    """The training and the test images.
-
-    Raises:
-        DataError: every fault in the annotation files and image folders.
-    """
-    data, faults = config.data, Faults()
-    if data.embedded is not None:
-        train, test = data.embedded_images
-        paths = make_digits(
-            config.folder / "data",
-            train=train,
-            val=test,
-            size=data.size,
-            seed=config.seed,
-            num_classes=data.embedded_classes,
-        )
-        return load_coco(*paths[0]), load_coco(*paths[1])
-    sets: list[CocoDataset] = []
-    for name, split in (("train", data.train), ("test", data.test)):
-        if split is None:
-            faults.add(f"data.{name}: expected annotations and images, got nothing (or set data.embedded: digits)")
-            continue
-        try:
-            sets.append(load_coco(split.annotations, split.images))
-        except UserError as error:
-            faults.add(error)
-    if len(sets) == 2 and sets[0].class_names != sets[1].class_names:
-        faults.add(
-            f"data.test: expected the classes of data.train ({', '.join(sets[0].class_names)}), "
-            f"got {', '.join(sets[1].class_names)}"
-        )
-    faults.raise_as(ConfigError)
-    return sets[0], sets[1]
-
-
-def split_data(config: RunConfig, train: CocoDataset) -> tuple[CocoDataset, CocoDataset]:
-    """The proxy's training images and its validation images, both cut from the training images."""
-    proxy, validation = split_validation(train, config.proxy.validation, seed=config.search.seed)
-    if config.proxy.images is not None and config.proxy.images < len(proxy):
-        proxy = proxy_subset(proxy, config.proxy.images, seed=config.search.seed)
-    return proxy, validation
 
 
 def search_settings(config: RunConfig) -> SearchSettings:
@@ -368,11 +336,6 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
-
-
-def describe_data(dataset: CocoDataset) -> str:
-    """``210 images, 381 objects, 6 classes``."""
-    return f"{len(dataset)} images, {len(dataset.object_table()[0])} objects, {dataset.num_classes} classes"
 
 
 def import_plugins(names: Iterable[str]) -> None:

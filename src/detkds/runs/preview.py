@@ -9,8 +9,9 @@ from typing import Any
 
 from detkds.detectors.base import Detector
 from detkds.runs.comparison import contenders
+from detkds.runs.datasets import describe_data
 from detkds.runs.pair import describe_levels
-from detkds.runs.plan import Plan, describe_data
+from detkds.runs.plan import Plan
 from detkds.search.combination import CombinationSpace
 from detkds.search.joint import JointSpace
 from detkds.search.space import Space, points

@@ -20,11 +20,12 @@ from detkds.config import RunConfig
 from detkds.report.agreement import PICTURE, RECORD, agreement_plot
 from detkds.runs.comparison import Ledger
 from detkds.runs.confirmation import at_full_budget
+from detkds.runs.datasets import describe_data
 from detkds.runs.evaluators import open_evaluator
 from detkds.runs.folder import open_folder, write_text
 from detkds.runs.listening import Listener, Meter
 from detkds.runs.pipeline import clocked, full_budget_hooks, ready_teacher
-from detkds.runs.plan import Plan, describe_data, make_plan
+from detkds.runs.plan import Plan, make_plan
 from detkds.search.divide_and_conquer import Event, make_sampler, run_side_by_side, study_seed
 from detkds.search.journal import open_storage
 from detkds.search.result import Record, SearchError, State

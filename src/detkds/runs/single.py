@@ -17,11 +17,12 @@ from detkds.distiller import check_pair
 from detkds.errors import ConfigError
 from detkds.policy import Policy, list_policies, load_policy
 from detkds.runs.comparison import slug
+from detkds.runs.datasets import load_data
 from detkds.runs.distributed import Processes, joined
 from detkds.runs.folder import open_folder, write_text
 from detkds.runs.listening import Listener
 from detkds.runs.pipeline import clocked
-from detkds.runs.plan import Plan, absolute, choose_device, import_plugins, load_data, make_plan, make_teacher
+from detkds.runs.plan import Plan, absolute, choose_device, import_plugins, make_plan, make_teacher
 from detkds.runs.steps import StepLog
 from detkds.runs.teacher import prepare_teacher
 from detkds.runs.weights import absolute_policies
@@ -74,6 +75,7 @@ def train_plain(config: RunConfig, which: Which, seed: int | None, listener: Lis
             train,
             config.data.size,
             plan.device,
+            masks=plan.teacher.info.masks,
         )
         return _train_once(setting, Candidate("teacher", Policy()), seed, target, {}, listener)
 
@@ -130,7 +132,16 @@ def evaluate(config: RunConfig, weights: Path, which: Which, split: Literal["tes
         load_weights(detector, weights)
         detector.to(device)
         data = test if split == "test" else train
-        setting = Setting(None, lambda seed, inherit: detector, data, data, config.train, config.data.size, device)
+        setting = Setting(
+            None,
+            lambda seed, inherit: detector,
+            data,
+            data,
+            config.train,
+            config.data.size,
+            device,
+            masks=detector.info.masks,
+        )
         return measure(detector, setting).to_dict()
 
 

@@ -13,9 +13,11 @@ import torch
 
 import detkds
 from detkds.policy import Policy
+from detkds.runs.comparison import with_box_ap
 from detkds.runs.confirmation import Confirmed
+from detkds.runs.datasets import describe_data
 from detkds.runs.folder import write_text
-from detkds.runs.plan import Plan, describe_data
+from detkds.runs.plan import Plan
 from detkds.runs.verdict import Row, verdict
 from detkds.search.result import Record, State
 
@@ -53,11 +55,12 @@ def compared(
     plan: Plan, teacher: Mapping[str, Any], rows: Sequence[Row], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """What a comparison at the full budget shows, and on what data, pair and machine; AP in points (0-100)."""
-    measured = [_teacher_row(teacher, plan.config.seed)] if teacher else []
+    measured = [_teacher_row(teacher, plan)] if teacher else []
     return {
         "name": plan.config.name,
         "version": detkds.__version__,
-        "verdict": verdict(rows),
+        "metric": plan.metric,
+        "verdict": verdict(rows, plan.metric),
         "rows": [row.to_dict() for row in (*measured, *rows)],
         "seeds": list(plan.config.final.seeds),
         "data": {
@@ -77,16 +80,26 @@ def compared(
     }
 
 
-def _teacher_row(metrics: Mapping[str, Any], seed: int) -> Row:
+def _teacher_row(metrics: Mapping[str, Any], plan: Plan) -> Row:
+    known = comparable(metrics, masks=plan.masks)
+    ap = known.get("ap")
     return Row(
         name="teacher",
         kind="teacher",
         policy="",
-        ap={seed: 100 * metrics["ap"]},
-        mean=100 * metrics["ap"],
+        ap={} if ap is None else {plan.config.seed: 100 * ap},
+        mean=math.nan if ap is None else 100 * ap,
         spread=0.0,
-        metrics={key: 100 * value for key, value in metrics.items() if key.startswith("ap") and _number(value)},
+        metrics={k: 100 * v for k, v in known.items() if k.startswith(("ap", "box_ap")) and _number(v)},
     )
+
+
+def comparable(teacher: Mapping[str, Any], *, masks: bool) -> dict[str, Any]:
+    """Of the teacher's metrics what can stand beside the students': of masks or of boxes alone, as theirs are."""
+    of_masks = teacher.get("kind") == "mask"
+    if masks and not of_masks:
+        return {"box_ap": teacher["ap"]}
+    return with_box_ap(teacher) if masks or not of_masks else dict(teacher["boxes"])
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Record], policy: Policy) -> None:

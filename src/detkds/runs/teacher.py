@@ -52,7 +52,10 @@ def _train_teacher(plan: Plan, folder: Path, on_epoch: OnEpoch | None, on_step: 
         return plan.teacher
 
     setting: Setting = replace(
-        plan.setting(plan.train_data, plan.test_data, plan.config.teacher.train), teacher=None, build_student=itself
+        plan.setting(plan.train_data, plan.test_data, plan.config.teacher.train),
+        teacher=None,
+        build_student=itself,
+        masks=plan.teacher.info.masks,
     )
     state = folder / "teacher.state"
     [trained] = train_candidates(

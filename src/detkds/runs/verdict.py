@@ -44,8 +44,9 @@ class Row:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data without infinities, as JSON has none."""
+        """Plain data; None in place of numbers that JSON does not have."""
         data = asdict(self)
+        data.update({key: None for key in ("mean", "spread") if not math.isfinite(data[key])})
         if self.to_plain is not None:
             data["to_plain"] = {k: v if math.isfinite(v) else None for k, v in data["to_plain"].items()}
         return data
@@ -79,8 +80,11 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
     return Difference(mean, mean - half, mean + half)
 
 
-def verdict(rows: Sequence[Row]) -> str:
-    """One paragraph: who won, by how much against the plain student and the best hand-designed policy, and how sure."""
+def verdict(rows: Sequence[Row], metric: str = "AP") -> str:
+    """One paragraph: who won, by how much against the plain student and the best hand-designed policy, and how sure.
+
+    ``metric`` is what the rows' AP is called.
+    """
     students = [row for row in rows if row.kind in ("plain", "hand", "searched") and row.ap]
     plain = [row for row in students if row.kind == "plain"]
     distilled = [row for row in students if row.kind != "plain"]
@@ -94,13 +98,13 @@ def verdict(rows: Sequence[Row]) -> str:
         lines.append(f"Distillation does not help here: no policy beats the plain student '{base.name}' on the mean.")
     elif gain.low <= 0:
         lines.append(
-            f"'{winner.name}' has the best mean, {_points(winner)}, {gain.mean:+.1f} over the plain student "
+            f"'{winner.name}' has the best mean, {_points(winner, metric)}, {gain.mean:+.1f} over the plain student "
             f"'{base.name}', but {_not_sure(gain, len(winner.ap))}"
         )
     else:
         lines.append(
-            f"'{winner.name}' wins with {_points(winner)}: {gain.mean:+.1f} over the plain student '{base.name}' "
-            f"(95% interval {gain.low:+.1f} to {gain.high:+.1f}, {len(winner.ap)} seeds)."
+            f"'{winner.name}' wins with {_points(winner, metric)}: {gain.mean:+.1f} over the plain student "
+            f"'{base.name}' (95% interval {gain.low:+.1f} to {gain.high:+.1f}, {len(winner.ap)} seeds)."
         )
     searched = [row for row in distilled if row.kind == "searched"]
     hand = [row for row in distilled if row.kind == "hand"]
@@ -120,8 +124,8 @@ def verdict(rows: Sequence[Row]) -> str:
     return " ".join(lines)
 
 
-def _points(row: Row) -> str:
-    return f"{row.mean:.1f} ± {row.spread:.1f} AP"
+def _points(row: Row, metric: str) -> str:
+    return f"{row.mean:.1f} ± {row.spread:.1f} {metric}"
 
 
 def _not_sure(difference: Difference, seeds: int) -> str:

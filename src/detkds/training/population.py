@@ -19,8 +19,8 @@ from detkds.data.coco import CocoDataset
 from detkds.data.loader import batch_count, training_batches, training_store
 from detkds.data.store import ImageStore
 from detkds.detectors.base import Detector
-from detkds.evaluation.coco_ap import Metrics, evaluate_boxes
-from detkds.evaluation.predict import predict_dataset
+from detkds.evaluation.coco_ap import Metrics, evaluate_boxes, evaluate_masks
+from detkds.evaluation.predict import predict_images
 from detkds.policy import Policy
 from detkds.structures import Batch
 from detkds.training.loop import AskTeacher, OnEpoch, OnStep, train
@@ -66,6 +66,7 @@ class Setting:
         size: pixels of the longer image side.
         self_taught: whether every student is taught by its own moving average. ``teacher`` is then another student,
             against which losses are checked and scaled before a training.
+        masks: whether the students predict masks: targets carry them, and AP is that of masks.
     """
 
     teacher: Detector | None
@@ -76,6 +77,7 @@ class Setting:
     size: int
     device: torch.device
     self_taught: bool = False
+    masks: bool = False
 
     @cached_property
     def augmentation(self) -> Augmentation:
@@ -118,6 +120,7 @@ class Setting:
             epoch=epoch,
             augmentation=self.augmentation,
             draws=self.config.draws,
+            masks=self.masks,
             store=self.store,
             workers=self.config.workers,
             rank=rank,
@@ -311,8 +314,8 @@ def _next_population(waiting: Sequence[Candidate], population: int) -> list[Cand
 
 
 def measure(detector: Detector, setting: Setting) -> Metrics:
-    """Box AP of a detector on the setting's test images."""
-    predictions = predict_dataset(
+    """AP of a detector on the setting's test images: of its masks, where it and the students predict them."""
+    predictions = predict_images(
         detector,
         setting.test_data,
         size=setting.size,
@@ -320,4 +323,5 @@ def measure(detector: Detector, setting: Setting) -> Metrics:
         device=setting.device,
         store=setting.test_store,
     )
-    return evaluate_boxes(setting.test_data, predictions)
+    evaluate = evaluate_masks if setting.masks and detector.info.masks else evaluate_boxes
+    return evaluate(setting.test_data, predictions)

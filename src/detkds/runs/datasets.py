@@ -1,0 +1,75 @@
+"""The images of a run: read, checked for what its pair needs, and cut into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detkds.config import RunConfig
+from detkds.data.coco import CocoDataset, load_coco
+from detkds.data.digits import make_digits
+from detkds.data.subset import proxy_subset, split_validation
+from detkds.errors import ConfigError, DataError, Faults, UserError
+
+
+def load_data(config: RunConfig) -> tuple[CocoDataset, CocoDataset]:
+    """The training and the test images.
+
+    Raises:
+        DataError: every fault in the annotation files and image folders.
+    """
+    data, faults = config.data, Faults()
+    if data.embedded is not None:
+        train, test = data.embedded_images
+        paths = make_digits(
+            config.folder / "data",
+            train=train,
+            val=test,
+            size=data.size,
+            seed=config.seed,
+            num_classes=data.embedded_classes,
+        )
+        return load_coco(*paths[0]), load_coco(*paths[1])
+    sets: list[CocoDataset] = []
+    for name, split in (("train", data.train), ("test", data.test)):
+        if split is None:
+            faults.add(f"data.{name}: expected annotations and images, got nothing (or set data.embedded: digits)")
+            continue
+        try:
+            sets.append(load_coco(split.annotations, split.images))
+        except UserError as error:
+            faults.add(error)
+    if len(sets) == 2 and sets[0].class_names != sets[1].class_names:
+        faults.add(
+            f"data.test: expected the classes of data.train ({', '.join(sets[0].class_names)}), "
+            f"got {', '.join(sets[1].class_names)}"
+        )
+    faults.raise_as(ConfigError)
+    return sets[0], sets[1]
+
+
+def require_masks(data: Sequence[CocoDataset]) -> None:
+    """Find out before anything is trained whether all objects have masks.
+
+    Raises:
+        DataError: naming the annotations that have none.
+    """
+    faults = Faults()
+    for name, one in zip(("train", "test"), data, strict=True):
+        try:
+            one.require_masks("this pair learns masks")
+        except UserError as error:
+            faults.add(f"data.{name}: {error}")
+    faults.raise_as(DataError)
+
+
+def split_data(config: RunConfig, train: CocoDataset) -> tuple[CocoDataset, CocoDataset]:
+    """The proxy's training images and its validation images, both cut from the training images."""
+    proxy, validation = split_validation(train, config.proxy.validation, seed=config.search.seed)
+    if config.proxy.images is not None and config.proxy.images < len(proxy):
+        proxy = proxy_subset(proxy, config.proxy.images, seed=config.search.seed)
+    return proxy, validation
+
+
+def describe_data(dataset: CocoDataset) -> str:
+    """``210 images, 381 objects, 6 classes``."""
+    return f"{len(dataset)} images, {len(dataset.object_table()[0])} objects, {dataset.num_classes} classes"
