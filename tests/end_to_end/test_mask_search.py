@@ -38,7 +38,7 @@ def _command(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("detector", ["mask_rcnn"])
+@pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_search_and_distillation_report_mask_ap(detector: str, tmp_path: Path) -> None:
     pair: dict[str, Any] = {"detector": detector, "options": HEAD}
     configuration = {

@@ -52,6 +52,14 @@ class Rows:
         labels = [one.masked_fill(~keep, LEFT_OUT) for one, keep in zip(self.labels, drawn, strict=True)]
         return replace(self, labels=labels)
 
+    def without(self, rows: Sequence[Tensor]) -> Rows:
+        """All rows, the marked ones among the first of each image ``(r_i,)`` bool left out of the losses."""
+        labels = []
+        for one, marked in zip(self.labels, rows, strict=True):
+            more = marked.new_zeros(len(one) - len(marked))
+            labels.append(one.masked_fill(torch.cat((marked, more)), LEFT_OUT))
+        return replace(self, labels=labels)
+
     def positives(self) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes ``(P_i, 4)`` and matched objects ``(P_i,)`` of each image's positives."""
         kept = self._where([labels > BACKGROUND for labels in self.labels])
