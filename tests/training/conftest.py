@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
     "retinanet": {"head_convs": 1},
     "fcos": {"head_convs": 1},
+    "gfl": {"head_convs": 1},
     "faster_rcnn": {
         "representation": 16,
         "roi_resolution": 3,

@@ -92,7 +92,7 @@ def equal(first: DetectorOutput, second: DetectorOutput) -> bool:
     return all(list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn", "gfl"])
 def test_what_is_kept_is_the_live_output_of_that_draw_in_half_precision(name, setting, cache):
     one = setting(name)
     for answers in (cache(one), cache(one)):  # computed, then read
@@ -100,7 +100,7 @@ def test_what_is_kept_is_the_live_output_of_that_draw_in_half_precision(name, se
         for epoch in range(2):
             for index, batch in enumerate(one.batches(0)(epoch)):
                 live, given = ask(one.teacher, batch), answers(epoch, index, batch, True)
-                for field in ("features", "logits", "regression"):
+                for field in ("features", "logits", "regression", "box_distribution"):
                     expected = {k: v.half().float() for k, v in getattr(live, field).items()}
                     found = getattr(given, field)
                     assert list(found) == list(expected) and all(torch.equal(found[k], expected[k]) for k in found)
