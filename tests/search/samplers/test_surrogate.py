@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
 from detkds.errors import ConfigError
@@ -20,22 +23,33 @@ def entry(number: int, attention: str, distance: str, ap: float, state: State = 
     return Entry(number, params, SPACE.key(params), state, (1, ap, 0.0), "init", number, False)
 
 
-def test_effects_add_up_with_a_penalty_of_one() -> None:
-    """APs 10 and 14, mean 12, one differing gene: effects -e and e, with (1 + 1) e + (w + d) = 2 and w = d = 0."""
+def choices(*pairs: tuple[str, str]) -> list[dict[str, str | float]]:
+    return [{"attention": attention, "distance": distance, "weight": 1.0} for attention, distance in pairs]
+
+
+def test_a_guess_is_that_of_the_correlations_worked_out() -> None:
+    """APs 10 and 14 that agree in 2 of 3 genes: correlation 1/2 2/3 + 1/2 1/2 = 7/12, scaled APs -1 and 1.
+
+    By symmetry the weights are -w and w with w (1.03 - 7/12) = 1; what agrees in one gene correlates by 1/6 + 1/8.
+    """
     surrogate = Surrogate(SPACE, [entry(0, "none", "l1", 10.0), entry(1, "satt", "l1", 14.0)])
-    expected = {"none": 11.0, "satt": 13.0}
-    for attention, ap in expected.items():
-        for distance in ("l1", "l2"):
-            params = {"attention": attention, "distance": distance, "weight": 1.0}
-            assert surrogate.predict(params) == pytest.approx(ap)
+    expected, spread = surrogate.predict(choices(("none", "l1"), ("satt", "l1"), ("none", "l2"), ("satt", "l2")))
+    w, near, far = 1 / (1.03 - 7 / 12), 7 / 12, 1 / 6 + 1 / 8
+    assert expected == pytest.approx([12 - 2 * w * (1 - near), 12 + 2 * w * (1 - near),
+                                      12 - 2 * w * (near - far), 12 + 2 * w * (near - far)])  # fmt: skip
+    inverse = np.linalg.inv([[1.03, near], [near, 1.03]])
+    assert spread[0] == pytest.approx(2 * math.sqrt(1 - np.array([1, near]) @ inverse @ [1, near]))
+    assert spread[2] == pytest.approx(2 * math.sqrt(1 - np.array([near, far]) @ inverse @ [near, far]))
+    assert spread[2] == pytest.approx(spread[3]) and spread[2] > spread[0] > 0
 
 
 def test_only_completed_trials_are_learned_from() -> None:
     done = entry(0, "none", "l1", 10.0)
     others = [entry(1, "satt", "l2", 3.0, State.PRUNED), entry(2, "satt", "l1", 0.0, State.FAILED)]
-    one = {"attention": "satt", "distance": "l2", "weight": 1.0}
-    assert Surrogate(SPACE, [done, *others]).predict(one) == Surrogate(SPACE, [done]).predict(one) == 10.0
-    assert Surrogate(SPACE, []).predict(one) == 0.0
+    one = choices(("satt", "l2"))
+    for history in ([done, *others], [done]):
+        assert Surrogate(SPACE, history).predict(one)[0] == 10.0
+    assert [float(number[0]) for number in Surrogate(SPACE, []).predict(one)] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("screen", ["0", "true", "2.5"])
