@@ -9,6 +9,7 @@ import pytest
 from detkds.search.result import State
 from detkds.search.samplers.evolution import Evolution, weight_evolution
 from detkds.search.samplers.random import RandomSearch
+from detkds.search.samplers.surrogate import Surrogate
 from detkds.search.settings import SearchSettings
 
 SIZES = (4, 5, 5, 7, 7)  # 4,900 points, as many as one kind of feature knowledge has in the paper's space
@@ -81,7 +82,7 @@ def test_the_population_has_constant_size_and_nothing_is_proposed_twice(grid, ru
 def test_a_mutant_differs_from_a_good_parent_by_one_gene(grid, run, separable, total):
     space = grid(*SIZES)
     effects = separable(space, 1)
-    sampler = Evolution(space, 1, SearchSettings(population=8, parents=3))
+    sampler = Evolution(space, 1, SearchSettings(population=8, parents=3), screen=1)
     history = run(sampler, lambda p: total(effects, p), 60)
     for number in range(8, 60):
         proposal = sampler.propose(history[:number], number, np.random.default_rng([1, number]))
@@ -90,6 +91,27 @@ def test_a_mutant_differs_from_a_good_parent_by_one_gene(grid, run, separable, t
         members = sorted(sampler.population(history[:number]).members, key=lambda e: e.fitness, reverse=True)
         # ceil(0.9 * 8) = 8 members are sampled, so the parent is one of the three best
         assert parent in [member.number for member in members[:3]]
+
+
+def test_a_child_is_the_most_promising_of_mutants_and_strangers(grid, run, separable, total):
+    space = grid(*SIZES)
+    effects = separable(space, 1)
+    sampler = Evolution(space, 1, SearchSettings(population=8, parents=3), screen=2)
+    history = run(sampler, lambda p: total(effects, p), 60)
+    strangers = 0
+    for number in range(8, 60):
+        past = history[:number]
+        proposal = sampler.propose(past, number, np.random.default_rng([1, number]))
+        mutant, stranger = sampler._children(sampler.population(past), np.random.default_rng([1, number]))
+        expected, spread = Surrogate(space, past).predict([mutant[0], stranger[0]])
+        better, worse = (mutant, stranger) if np.diff(expected + 4 * spread) <= 0 else (stranger, mutant)
+        seen = {entry.key for entry in past}
+        if space.key(better[0]) not in seen:
+            assert proposal.params == better[0]
+        elif space.key(worse[0]) not in seen:
+            assert proposal.params == worse[0]
+        strangers += not proposal.parents
+    assert 5 < strangers < 47
 
 
 def test_the_initial_population_is_stratified(grid, run, separable, total):
@@ -130,7 +152,7 @@ def test_the_best_member_is_never_lost(grid, run, separable, total):
 def test_weight_vectors_are_crossed_and_then_changed_in_one_place(grid, run, separable, total):
     space = grid(8, 8, 8, 8, 8)
     effects = separable(space, 4)
-    sampler = weight_evolution(space, 4, SearchSettings(population=10, parents=5, newcomer="always"))
+    sampler = weight_evolution(space, 4, SearchSettings(population=10, parents=5, newcomer="always"), screen=1)
     history = run(sampler, lambda p: total(effects, p), 60)
     assert {entry.role for entry in history} == {"init", "mutant"}
     crossed = 0

@@ -18,7 +18,7 @@ from detkds.search.space import Space
 SPACE = Space("global", {"attention": ("none", "satt"), "distance": ("l1", "l2"), "weight": (1.0,)})
 
 
-def entry(number: int, attention: str, distance: str, ap: float, state: State = State.COMPLETE) -> Entry:
+def entry(number: int, attention: str, distance: str, ap: float, state: State | None = State.COMPLETE) -> Entry:
     params = {"attention": attention, "distance": distance, "weight": 1.0}
     return Entry(number, params, SPACE.key(params), state, (1, ap, 0.0), "init", number, False)
 
@@ -43,16 +43,34 @@ def test_a_guess_is_that_of_the_correlations_worked_out() -> None:
     assert spread[2] == pytest.approx(spread[3]) and spread[2] > spread[0] > 0
 
 
-def test_only_completed_trials_are_learned_from() -> None:
+def test_refused_and_failed_trials_say_nothing() -> None:
     done = entry(0, "none", "l1", 10.0)
-    others = [entry(1, "satt", "l2", 3.0, State.PRUNED), entry(2, "satt", "l1", 0.0, State.FAILED)]
+    others = [entry(1, "satt", "l2", 3.0, State.FILTERED), entry(2, "satt", "l1", 0.0, State.FAILED)]
     one = choices(("satt", "l2"))
     for history in ([done, *others], [done]):
         assert Surrogate(SPACE, history).predict(one)[0] == 10.0
     assert [float(number[0]) for number in Surrogate(SPACE, []).predict(one)] == [0.0, 1.0]
 
 
+def test_a_pruned_trial_counts_as_the_worst_that_was_completed() -> None:
+    done = [entry(0, "none", "l1", 10.0), entry(1, "satt", "l1", 14.0)]
+    pruned, worst = (entry(2, "satt", "l2", ap, state) for ap, state in ((3.0, State.PRUNED), (10.0, State.COMPLETE)))
+    every = choices(("none", "l2"), ("satt", "l2"))
+    for as_pruned, as_worst in zip(Surrogate(SPACE, [pruned, *done]).predict(every),
+                                   Surrogate(SPACE, [*done, worst]).predict(every), strict=True):  # fmt: skip
+        assert as_pruned == pytest.approx(as_worst)
+    assert Surrogate(SPACE, [pruned]).predict(every)[0] == pytest.approx([0.0, 0.0])
+
+
+def test_a_running_trial_makes_the_guess_surer_and_leaves_it() -> None:
+    done = [entry(0, "none", "l1", 10.0), entry(1, "satt", "l1", 14.0)]
+    running = entry(2, "satt", "l2", 0.0, None)
+    one = choices(("satt", "l2"))
+    (before, doubt), (after, less) = (Surrogate(SPACE, history).predict(one) for history in (done, [*done, running]))
+    assert after == pytest.approx(before, abs=0.1) and less < 0.5 * doubt
+
+
 @pytest.mark.parametrize("screen", ["0", "true", "2.5"])
-def test_a_number_of_mutants_that_is_none_is_refused(screen: str) -> None:
+def test_a_number_of_children_that_is_none_is_refused(screen: str) -> None:
     with pytest.raises(ConfigError, match="screen: expected a whole number"):
         make_sampler(f"evolution(screen={screen})", SPACE, 0, SearchSettings())

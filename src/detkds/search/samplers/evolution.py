@@ -23,8 +23,11 @@ from detkds.search.samplers.surrogate import Surrogate
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Option, Params, SearchSpace, draw
 
-CURIOSITY = 0.6
-"""How many standard deviations of the guess are added to it where mutants are compared."""
+CURIOSITY = 4.0
+"""How many standard deviations of the guess are added to it where children are compared."""
+
+Child = tuple[dict[str, Option], list[Entry]]
+"""A choice and the trials it was made from."""
 
 
 @SAMPLERS.register("evolution")
@@ -36,9 +39,10 @@ class Evolution(SearchSampler):
     A choice that was already made is never proposed again: after 20 redraws the untried neighbours of the parent,
     then of the other good members, are listed.
 
-    Of ``screen`` mutants the one is proposed of which the trials so far promise most: the AP expected of it and 0.6 of
-    its standard deviation, see :class:`~detkds.search.samplers.surrogate.Surrogate`. ``screen=1`` is the paper's
-    algorithm.
+    Of ``screen`` children the one is proposed of which the trials so far promise most: the AP expected of it and four
+    of its standard deviations, see :class:`~detkds.search.samplers.surrogate.Surrogate`. Half of the children are
+    mutants; the others are drawn from the whole space, so that a search can leave its population. ``screen=1`` is the
+    paper's algorithm: one mutant.
 
     Source: DetKDS (ICML 2024), Algorithm 1. The mutation operator, ties and the initial sample are not given there.
     """
@@ -50,7 +54,7 @@ class Evolution(SearchSampler):
         settings: SearchSettings,
         initial: Sequence[Params] = (),
         *,
-        screen: int = 16,
+        screen: int = 64,
     ) -> None:
         if isinstance(screen, bool) or not isinstance(screen, int) or screen < 1:
             raise ConfigError(f"evolution: screen: expected a whole number >= 1, got {screen!r}")
@@ -92,14 +96,12 @@ class Evolution(SearchSampler):
     def _mutant(
         self, population: Population, history: Sequence[Entry], iteration: int, rng: np.random.Generator
     ) -> Proposal:
-        mutants = self._mutants(population, rng)
-        if mutants:
-            best = 0
-            if len(mutants) > 1:
-                expected, spread = Surrogate(self.space, history).predict([child for child, _ in mutants])
-                best = int(np.argmax(expected + CURIOSITY * spread))
-            child, parents = mutants[best]
-            return Proposal(child, "mutant", iteration, tuple(parent.number for parent in parents))
+        surrogate = Surrogate(self.space, history) if self.screen > 1 else None
+        for _ in range(REDRAWS):
+            children = self._children(population, rng)
+            for child, parents in self._by_promise(children, surrogate):
+                if self._is_new(child, population):
+                    return Proposal(child, "mutant", iteration, tuple(parent.number for parent in parents))
         for parent in population.members:
             untried = [child for child in neighbours(parent.params, self.space) if self._is_new(child, population)]
             if untried:
@@ -109,20 +111,22 @@ class Evolution(SearchSampler):
             return Proposal(draw(self.space, rng), "exhausted", iteration)
         return Proposal(params, "mutant", iteration)
 
-    def _mutants(self, population: Population, rng: np.random.Generator) -> list[tuple[dict[str, Option], list[Entry]]]:
-        """Up to ``screen`` untried children with their parents; each of a sample of its own."""
-        found: dict[str, tuple[dict[str, Option], list[Entry]]] = {}
-        for _ in range(REDRAWS * self.screen):
+    def _children(self, population: Population, rng: np.random.Generator) -> list[Child]:
+        """``screen`` choices with their parents: mutants, each of a sample of its own, and as many of no parent."""
+        children: list[Child] = []
+        for _ in range(self.screen - self.screen // 2):
             pool = parent_pool(population.members, self.settings, rng)
             crossing = len(pool) > 1 and rng.random() < self.settings.crossover
             parents = [pool[i] for i in rng.choice(len(pool), 2 if crossing else 1, replace=False)]
             base = cross(parents[0].params, parents[1].params, self.space, rng) if crossing else parents[0].params
-            child = mutate(base, self.space, rng)
-            if self._is_new(child, population):
-                found.setdefault(self.space.key(child), (child, parents))
-            if len(found) >= self.screen:
-                break
-        return list(found.values())
+            children.append((mutate(base, self.space, rng), parents))
+        return children + [(draw(self.space, rng), []) for _ in range(self.screen // 2)]
+
+    def _by_promise(self, children: list[Child], surrogate: Surrogate | None) -> list[Child]:
+        if surrogate is None:
+            return children
+        expected, spread = surrogate.predict([child for child, _ in children])
+        return [children[i] for i in np.argsort(-(expected + CURIOSITY * spread), kind="stable")]
 
     def _is_new(self, params: Params, population: Population) -> bool:
         return self.space.legal(params) and self.space.key(params) not in population.seen
@@ -130,7 +134,7 @@ class Evolution(SearchSampler):
 
 @SAMPLERS.register("weights")
 def weight_evolution(
-    space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = (), *, screen: int = 16
+    space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = (), *, screen: int = 64
 ) -> Evolution:
     """Evolution of weight vectors: two parents are crossed gene by gene, then exactly one weight is changed.
 

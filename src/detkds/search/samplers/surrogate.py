@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from detkds.search.joint import active
 from detkds.search.result import State
@@ -27,29 +28,45 @@ class Surrogate:
     Two choices that agree in m of G genes correlate by ``(1 - INTERACTION) m / G + INTERACTION DECAY^(G - m)``. AP is
     scaled to mean 0 and deviation 1. In a joint space the genes of a term that is left out have no option.
 
-    Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), section 2.2. The constants were
-    chosen on ``benchmarks/table`` and on synthetic landscapes, where few trials are too few to fit them.
+    A candidate that was pruned counts as the worst of those that were not. One that still runs counts as if it gave
+    what is expected of it, so that what is proposed beside it lies elsewhere.
+
+    Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), section 2.2; running candidates as
+    by the believer of Ginsbourger et al., Kriging is well-suited to parallelize optimization (2010), section 4.2. The
+    constants were chosen on ``benchmarks/table`` and on synthetic landscapes: few trials are too few to fit them.
 
     Args:
         space: whose genes are the variables.
-        history: trials; those that were completed are learned from.
+        history: the trials; those that were refused or failed say nothing.
     """
 
     def __init__(self, space: SearchSpace, history: Sequence[Entry]) -> None:
         self._codes = {name: {option: i for i, option in enumerate(options)} for name, options in space.genes.items()}
-        done = [entry for entry in history if entry.state is State.COMPLETE]
-        aps = np.array([entry.fitness[1] for entry in done])
-        self._known = self._encode([entry.params for entry in done])
-        self._mean, self._deviation = (float(aps.mean()), float(aps.std()) or 1.0) if done else (0.0, 1.0)
-        covariance = _correlation(self._known, self._known) + NOISE * np.eye(len(done))
-        self._precision = np.linalg.inv(covariance)
-        self._weights = self._precision @ ((aps - self._mean) / self._deviation)
+        whole = [entry for entry in history if entry.state is State.COMPLETE]
+        pruned = [entry for entry in history if entry.state is State.PRUNED] if whole else []
+        aps = [entry.fitness[1] for entry in whole]
+        aps += [min(aps, default=0.0)] * len(pruned)
+        self._mean, self._deviation = (float(np.mean(aps)), float(np.std(aps)) or 1.0) if aps else (0.0, 1.0)
+        self._learn(self._encode([entry.params for entry in whole + pruned]), np.array(aps))
+        if aps and (running := [entry.params for entry in history if entry.state is None]):
+            expected, _ = self.predict(running)
+            self._learn(np.concatenate((self._known, self._encode(running))), np.concatenate((aps, expected)))
 
     def predict(self, choices: Sequence[Params]) -> tuple[np.ndarray, np.ndarray]:
         """The AP expected of each choice, and its standard deviation."""
         near = _correlation(self._encode(choices), self._known)
-        spread = np.sqrt(np.maximum(0.0, 1.0 - ((near @ self._precision) * near).sum(1)))
+        spread = np.sqrt(np.maximum(0.0, 1.0 - (near.T * self._solve(near.T)).sum(0)))
         return self._mean + self._deviation * (near @ self._weights), self._deviation * spread
+
+    def _learn(self, known: np.ndarray, aps: np.ndarray) -> None:
+        """Condition on the APs of encoded choices."""
+        self._known = known
+        self._factor = cho_factor(_correlation(known, known) + NOISE * np.eye(len(known))) if len(known) else None
+        self._weights = self._solve((aps - self._mean) / self._deviation)
+
+    def _solve(self, right: np.ndarray) -> np.ndarray:
+        """The inverse of the covariance times these columns."""
+        return right if self._factor is None else cho_solve(self._factor, right)
 
     def _encode(self, choices: Sequence[Params]) -> np.ndarray:
         """One row per choice, one column per gene; -1 for no option."""
