@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from detkds.search.measured_table import MeasuredTable
 from detkds.search.space import points
-from detkds.search.table import MeasuredTable
 
 
 def describe(table: MeasuredTable) -> str:
