@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from detkds import Distiller, Policy, Term, list_policies, load_policy
 from detkds.distiller import check_pair, term_loss
-from detkds.errors import PairError
+from detkds.errors import PairError, PolicyError
+from detkds.knowledge.global_ import Global
 from detkds.structures import (
     DetectorInfo,
     DetectorOutput,
@@ -340,6 +341,73 @@ def test_adapters_get_a_gradient_in_every_batch():
         distiller = Distiller(policy, student=info(3), teacher=info(5))
         total(distiller(toy(0, 3), toy(1, 5), targets)).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.parameters())
+
+
+def test_terms_share_an_adapter_exactly_where_they_name_the_same():
+    terms = [Term("global", [], "l2", adapter="conv(3)"), Term("global", [], "l1", adapter="conv(3)"),
+             Term("global", [], "l1"), Term("global", [], "l1", levels=("p4",), adapter="conv(1)")]  # fmt: skip
+    distiller = Distiller(Policy(terms), student=info(5), teacher=info(5))
+    assert sorted(distiller.adapters) == ["p3 conv(3)", "p4 conv(1)", "p4 conv(3)"]
+    student, teacher = toy(0, 5), toy(1, 5)
+    losses = distiller(student, teacher)
+    adapted = {k: distiller.adapters[f"{k} conv(3)"](student.features[k]) for k in STRIDES}
+    for label, power in (("global/l2", 2), ("global/l1", 1)):
+        expected = sum((adapted[k] - teacher.features[k]).abs().pow(power).mean() for k in STRIDES)
+        torch.testing.assert_close(losses[label], expected)
+    plain = sum((student.features[k] - teacher.features[k]).abs().mean() for k in STRIDES)
+    torch.testing.assert_close(losses["global/l1#2"], plain)
+
+
+def test_a_drawing_adapter_draws_alike_beside_other_terms():
+    term = Term("global", [], "l2", adapter="generate(ratio=0.5)")
+    beside = Policy([Term("global", ["mask"], "l1"), term])
+    losses = [Distiller(one, student=info(5), teacher=info(5), seed=3).eval()(toy(0, 5), toy(1, 5))["global/l2"]
+              for one in (Policy([term]), beside)]  # fmt: skip
+    assert torch.equal(*losses)
+
+
+def test_an_adapter_on_responses_is_refused():
+    with pytest.raises(PolicyError, match="adapter: expected knowledge of features, got 'logits'"):
+        Term("logits", [], "l2", adapter="conv(3)")
+
+
+def test_a_schedule_scales_the_loss_by_the_steps_taken():
+    policy = Policy([Term("global", [], "l2", schedule="warmup(2)"), Term("global", [], "l1", schedule="stop(0.5)")])
+    with pytest.raises(PairError, match=r"stop.*give the distiller total_steps"):
+        Distiller(policy, student=info(), teacher=info())
+    distiller = Distiller(policy, student=info(), teacher=info(), total_steps=4)
+    student, teacher = toy(0), toy(1)
+    whole = [loss.item() for loss in Distiller(Policy([Term("global"), Term("global", [], "l1")]),
+             student=info(), teacher=info())(student, teacher).values()]  # fmt: skip
+    seen = [[loss.item() for loss in distiller(student, teacher).values()] for _ in range(4)]
+    shares = [(0, 1), (0.5, 1), (1, 0), (1, 0)]
+    assert seen == [pytest.approx([share * loss for share, loss in zip(row, whole, strict=True)]) for row in shares]
+
+
+class Learned(nn.Module):
+    """A knowledge's learned part, for the test below: both sides are scaled by numbers that are learned."""
+
+    def __init__(self, channels: dict[str, int]) -> None:
+        super().__init__()
+        self.channels = channels
+        self.scales = nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def forward(self, student, teacher, targets, levels):
+        for level in levels:
+            ours, theirs = student.features[level] * self.scales[0], teacher.features[level] * self.scales[1]
+            yield Pair(ours, theirs, teacher_learns=True)
+
+
+def test_learned_parts_of_knowledge_are_built_once_and_trained_on_both_sides():
+    knowledge = type("Toy", (Global,), {"learned": lambda self, channels, generator: Learned(dict(channels))})()
+    policy = Policy([Term(knowledge, [], "l2"), Term(knowledge, [], "l1")])
+    distiller = Distiller(policy, student=info(3), teacher=info(5))
+    (part,) = distiller.learned.values()
+    assert part.channels == {"p3": 5, "p4": 5}
+    student, teacher = toy(0, 3), toy(1, 5)
+    total(distiller(student, teacher)).backward()
+    assert (part.scales.grad != 0).all()
+    assert all(feature.grad is None for feature in teacher.features.values())
 
 
 def test_levels_are_matched_by_stride_not_by_name():

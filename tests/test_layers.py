@@ -23,19 +23,21 @@ PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
     **dict.fromkeys(("registry", "errors", "arguments"), 0),
-    **dict.fromkeys(("structures", "policy", "canonical", "config"), 1),
-    **dict.fromkeys(("alignment", "transforms", "distances", "knowledge", "distiller"), 2),
+    **dict.fromkeys(("structures", "term_fields", "policy", "canonical", "config"), 1),
+    **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export"), 4),
     **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
 }
 NEIGHBOURS = {
     "registry": {"errors"},
-    "policy": {"structures", "canonical"},
+    "term_fields": {"structures"},
+    "policy": {"structures", "term_fields", "canonical"},
     "canonical": {"structures", "policy"},
     "config": {"structures", "policy", "canonical"},
     "knowledge": {"alignment"},
-    "distiller": {"alignment", "knowledge", "transforms", "distances"},
+    "adapters": {"transforms"},
+    "distiller": {"alignment", "adapters", "knowledge", "transforms", "distances", "schedules"},
     "evaluation": {"data", "detectors"},
     "training": {"data", "detectors", "evaluation"},
     "runs": {"report", "detkds"},

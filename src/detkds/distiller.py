@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
 from detkds.alignment import RESPONSES, align_responses, match_levels
 from detkds.errors import Faults, PairError
 from detkds.policy import Policy, Term
+from detkds.registry import expression
 from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, Pair, Target
 
 Described = DetectorInfo | Mapping[str, FeatureSpec] | Any
@@ -23,38 +23,41 @@ class Distiller(nn.Module):
     """Computes the distillation losses of a policy from one output of the student and one of the teacher.
 
     It holds no detector. What answers to what is decided in :mod:`detkds.alignment`: levels by stride, classes by name,
-    object queries by what they predict. Where channels differ at a level, a 1x1 convolution adapts the student; these
-    adapters are the module's only parameters, are trained with the student and never exported.
+    object queries by what they predict. What is learned for the comparison alone, the adapters of the student's maps
+    (where a term names none: a 1x1 convolution where channels differ) and the learned parts of some knowledge, are the
+    module's only parameters, are trained with the student and never exported.
 
     Args:
         policy: absolute weights only; see :func:`detkds.training.calibrate.calibrate` for relative ones.
         student, teacher: detectors with an ``info``, a ``DetectorInfo``, or a mapping of level to ``FeatureSpec``.
-        seed: of the adapters' initial weights and of random transforms.
+        seed: of the learned parts' initial weights and of random transforms.
+        total_steps: of the training, for schedules that need to know its end.
 
     Raises:
         PairError: naming every term that this pair cannot serve, and why.
     """
 
-    def __init__(self, policy: Policy, *, student: Described, teacher: Described, seed: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, *, student: Described, teacher: Described, seed: int = 0, total_steps: int | None = None
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.seed = seed
+        self.total_steps = total_steps
         self.step = 0
         ours, theirs = _describe(student), _describe(teacher)
         check_pair(policy, ours, theirs)
+        _check_schedules(policy, total_steps)
         self.layouts = ours.layout, theirs.layout
         self.levels = match_levels(ours, theirs)
         self.strides = {level: match.strides[1] for level, match in self.levels.items()}
-        self.adapters = nn.ModuleDict()
-        generator = torch.Generator().manual_seed(seed)
-        for level in self._feature_levels():
-            if self.levels[level].adapted:
-                self.adapters[_module_name(level)] = _adapter(*self.levels[level].channels, generator)
+        self.adapters, self.learned = nn.ModuleDict(), nn.ModuleDict()
+        self._build_learned(torch.Generator().manual_seed(seed))
 
     @property
     def reads_responses(self) -> bool:
         """Whether some term reads the head's responses, not the features alone."""
-        return any(term.knowledge.yields != "feature" for term in self.policy)  # type: ignore[union-attr]
+        return any(_reads_responses(term) for term in self.policy)
 
     def forward(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target] | None = None
@@ -69,24 +72,38 @@ class Distiller(nn.Module):
             return {}
         generator = torch.Generator()
         draw = (self.seed * 1_000_003 + self.step) % 2**63
+        step = self.step
         self.step += self.training
         losses: dict[str, Tensor] = {}
         with torch.autocast(next(iter(student.features.values())).device.type, enabled=False):
             student, teacher = self._align(student, teacher)
+            adapted: dict[str, DetectorOutput] = {}
             pairs: dict[Any, list[Pair]] = {}
             for term in self.policy:
-                levels = {k: s for k, s in self.strides.items() if not term.levels or k in term.levels}
-                source = (term.knowledge, tuple(levels))
-                if source not in pairs:
-                    pairs[source] = list(term.knowledge(student, teacher, targets, levels))  # type: ignore[operator]
-                    _check_shapes(term, pairs[source])
                 # Every term starts from the same draw, so that its loss does not depend on the terms before it.
-                losses[_unused(term.label, losses)] = term_loss(term, pairs[source], generator.manual_seed(draw))
+                generator.manual_seed(draw)
+                adapter, levels = expression(term.adapter), self._levels_of(term)
+                if adapter not in adapted:
+                    adapted[adapter] = replace(student, features=self._adapt(student.features, adapter, generator))
+                source = (term.knowledge, tuple(levels), adapter)
+                if source not in pairs:
+                    knowledge = self.learned[_learned_name(term, levels)] if _learns(term) else term.knowledge
+                    pairs[source] = list(knowledge(adapted[adapter], teacher, targets, levels))  # type: ignore[operator]
+                    _check_shapes(term, pairs[source])
+                share = term.schedule(step, self.total_steps)  # type: ignore[operator]
+                loss = term_loss(term, pairs[source], generator.manual_seed(draw))
+                losses[_unused(term.label, losses)] = loss if share == 1 else share * loss
         return losses
 
     def _align(self, student: DetectorOutput, teacher: DetectorOutput) -> tuple[DetectorOutput, DetectorOutput]:
         """Both outputs in full precision, under the student's level names, the teacher's without gradient."""
-        ours, theirs = self._features(student, teacher)
+        ours, theirs = {}, {}
+        for level in self._feature_levels():
+            theirs[level] = _full(_at(teacher.features, self.levels[level].teacher, "teacher")).detach()
+            feature, size = _full(_at(student.features, level, "student")), theirs[level].shape[-2:]
+            if feature.shape[-2:] != size:
+                feature = functional.interpolate(feature, size, mode="bilinear", align_corners=False)
+            ours[level] = feature
         student = replace(student, features=ours, layout=self.layouts[0])
         teacher = replace(teacher, features=theirs, layout=self.layouts[1])
         if not self.reads_responses:
@@ -94,24 +111,38 @@ class Distiller(nn.Module):
         levels = {name: match.teacher for name, match in self.levels.items() if not match.resized}
         return align_responses(_widened(student), _widened(teacher), levels)
 
-    def _features(
-        self, student: DetectorOutput, teacher: DetectorOutput
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The maps of every level that some term reads; the student's resized and adapted to the teacher's."""
-        ours, theirs = {}, {}
-        for level in self._feature_levels():
-            theirs[level] = _full(_at(teacher.features, self.levels[level].teacher, "teacher")).detach()
-            feature, size = _full(_at(student.features, level, "student")), theirs[level].shape[-2:]
-            if feature.shape[-2:] != size:
-                feature = functional.interpolate(feature, size, mode="bilinear", align_corners=False)
-            name = _module_name(level)
-            ours[level] = self.adapters[name](feature) if name in self.adapters else feature
-        return ours, theirs
+    def _adapt(self, features: Mapping[str, Tensor], adapter: str, generator: torch.Generator) -> dict[str, Tensor]:
+        """The student's maps after an adapter."""
+        adapted = {}
+        for level, feature in features.items():
+            name = _adapter_name(level, adapter)
+            module = self.adapters[name] if name in self.adapters else nn.Identity()
+            adapted[level] = module(feature, generator) if getattr(module, "draws", False) else module(feature)
+        return adapted
+
+    def _build_learned(self, generator: torch.Generator) -> None:
+        """The adapters and the learned parts of every term; what two terms have in common is learned once."""
+        reading = [term for term in self.policy if _reads_features(term)]
+        for adapter in sorted({expression(term.adapter) for term in reading}, key=lambda one: (one != "auto", one)):
+            terms = [term for term in reading if expression(term.adapter) == adapter]
+            for level, match in self.levels.items():
+                if any(level in self._levels_of(term) for term in terms):
+                    module = terms[0].adapter.build(*match.channels, generator)  # type: ignore[union-attr]
+                    if module is not None:
+                        self.adapters[_adapter_name(level, adapter)] = module
+        for term in self.policy:
+            levels = self._levels_of(term)
+            if _learns(term) and (name := _learned_name(term, levels)) not in self.learned:
+                channels = {level: self.levels[level].channels[1] for level in levels}
+                self.learned[name] = term.knowledge.learned(channels, generator)  # type: ignore[union-attr]
+
+    def _levels_of(self, term: Term) -> dict[str, float]:
+        """The levels that a term compares, with the pixels per cell of the compared maps."""
+        return {level: stride for level, stride in self.strides.items() if not term.levels or level in term.levels}
 
     def _feature_levels(self) -> list[str]:
         """The levels whose feature maps some term reads."""
-        reading = [term for term in self.policy if term.knowledge.yields == "feature"]  # type: ignore[union-attr]
-        return [k for k in self.levels if any(not t.levels or k in t.levels for t in reading)]
+        return [k for k in self.levels if any(_reads_features(t) and k in self._levels_of(t) for t in self.policy)]
 
     def get_extra_state(self) -> dict[str, int]:
         """The step, so that random transforms go on where they stopped."""
@@ -163,18 +194,37 @@ def _describe(source: Described) -> DetectorInfo:
     return source.info
 
 
-def _adapter(student_channels: int, teacher_channels: int, generator: torch.Generator) -> nn.Conv2d:
-    # Without its own initial values, which would be drawn from the global generator.
-    adapter = cast(nn.Conv2d, skip_init(nn.Conv2d, student_channels, teacher_channels, kernel_size=1))
-    nn.init.kaiming_uniform_(adapter.weight, a=5**0.5, generator=generator)
-    assert adapter.bias is not None
-    nn.init.zeros_(adapter.bias)
-    return adapter
+def _check_schedules(policy: Policy, total_steps: int | None) -> None:
+    faults = Faults(f"policy {policy.name!r}" if policy.name else "policy")
+    for term in policy:
+        if term.schedule.needs_total and total_steps is None:  # type: ignore[union-attr]
+            faults.add(f"term '{term}': its schedule counts from the end; give the distiller total_steps")
+    faults.raise_as(PairError)
 
 
-def _module_name(level: str) -> str:
-    """A level's name as that of a submodule, which must not hold a dot."""
-    return level.replace(".", "-")
+def _reads_features(term: Term) -> bool:
+    return term.knowledge.yields == "feature"  # type: ignore[union-attr]
+
+
+def _reads_responses(term: Term) -> bool:
+    return not _reads_features(term) or getattr(term.knowledge, "reads_responses", False)
+
+
+def _learns(term: Term) -> bool:
+    return hasattr(term.knowledge, "learned")
+
+
+def _learned_name(term: Term, levels: Mapping[str, float]) -> str:
+    return _module_name(f"{expression(term.knowledge)} {' '.join(levels)}")
+
+
+def _adapter_name(level: str, adapter: str) -> str:
+    return _module_name(level if adapter == "auto" else f"{level} {adapter}")
+
+
+def _module_name(text: str) -> str:
+    """A text as the name of a submodule, which must not hold a dot."""
+    return text.replace(".", "-")
 
 
 def _at(features: Mapping[str, Tensor], level: str, side: str) -> Tensor:

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import yaml
 
 from detkds.canonical import canonical_steps
-from detkds.errors import Faults, PolicyError, UserError, unknown_name
-from detkds.registry import DISTANCES, KNOWLEDGE, TRANSFORMS, Registry, expression
-from detkds.structures import Distance, Kind, Knowledge, Transform
+from detkds.errors import Faults, PolicyError, unknown_name
+from detkds.registry import expression
+from detkds.structures import Adapter, Distance, Knowledge, Schedule, Transform
+from detkds.term_fields import OPTIONAL_PIECES, checked_fields
 
 Weighting = Literal["absolute", "gradient"]
 
@@ -37,6 +38,8 @@ class Term:
         weighting: ``absolute``, or ``gradient``: the weight is then the wanted ratio between this term's gradient
             on the student's features and the task's, and calibration turns it into an absolute one before training.
         levels: pyramid levels to use, by name; empty means all that both detectors have.
+        adapter: what is learned on the student's maps before they are compared, for knowledge of features.
+        schedule: how the weight changes over the training.
 
     Raises:
         PolicyError: listing every fault of the term.
@@ -48,9 +51,11 @@ class Term:
     weight: float = 1.0
     weighting: Weighting = "absolute"
     levels: tuple[str, ...] = ()
+    adapter: Adapter | str = "auto"
+    schedule: Schedule | str = "constant"
 
     def __post_init__(self) -> None:
-        fields, faults = _checked(
+        fields, faults = checked_fields(
             {
                 "knowledge": self.knowledge,
                 "transforms": self.transforms,
@@ -58,6 +63,8 @@ class Term:
                 "weight": self.weight,
                 "weighting": self.weighting,
                 "levels": self.levels,
+                "adapter": self.adapter,
+                "schedule": self.schedule,
             }
         )
         if faults:
@@ -82,6 +89,9 @@ class Term:
             data["weighting"] = self.weighting
         if self.levels:
             data["levels"] = list(self.levels)
+        for field_name, default in OPTIONAL_PIECES.items():
+            if (written := expression(getattr(self, field_name))) != default:
+                data[field_name] = written
         return data
 
     def canonical(self) -> Term:
@@ -111,7 +121,9 @@ class Term:
         chain = " > ".join(data["transforms"]) or "-"
         ratio = " of the task's gradient" if self.weighting == "gradient" else ""
         where = f" @ {' '.join(self.levels)}" if self.levels else ""
-        return f"{data['knowledge']}: {chain} | {data['distance']} x {weight}{ratio}{where}"
+        adapter = f" by {data['adapter']}" if "adapter" in data else ""
+        schedule = f", {data['schedule']}" if "schedule" in data else ""
+        return f"{data['knowledge']}: {chain} | {data['distance']} x {weight}{ratio}{where}{adapter}{schedule}"
 
 
 @dataclass(frozen=True)
@@ -238,12 +250,12 @@ def parse_policy(text: str, where: str = "policy", *, lines: bool = True) -> Pol
         entry = _fields(
             node,
             ("knowledge", "distance", "weight"),
-            ("knowledge", "transforms", "distance", "weight", "weighting", "levels"),
+            ("knowledge", "transforms", "distance", "weight", "weighting", "levels", *OPTIONAL_PIECES),
             f"terms[{index}]",
             faults,
             at,
         )
-        values, found = _checked({key: _plain(key, child) for key, child in entry.items()})
+        values, found = checked_fields({key: _plain(key, child) for key, child in entry.items()})
         for key, fault in found:
             faults.add(f"{at(entry.get(key, node))}: terms[{index}]: {fault}")
         if not faults:
@@ -311,77 +323,6 @@ def _shown(node: yaml.Node | None) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The fields of a term as they are kept, and every fault with the field it stands in; absent fields are not."""
-    fields = dict(given)
-    faults: list[tuple[str, str]] = []
-    for key, registry in (("knowledge", KNOWLEDGE), ("distance", DISTANCES)):
-        if key in given:
-            fields[key], found = _piece(given[key], registry)
-            faults += [(key, fault) for fault in found]
-    for key, example in (("transforms", "[catt, norm(N)]"), ("levels", "[p3, p4]")):
-        if key in given and not isinstance(given[key], list | tuple):
-            faults.append((key, f"{key}: expected a list such as {example}, or [] for none, got {given[key]!r}"))
-        elif key in given:
-            fields[key] = tuple(given[key])
-    if isinstance(fields.get("transforms"), tuple):
-        built = [_piece(item, TRANSFORMS) for item in fields["transforms"]]
-        fields["transforms"] = tuple(piece for piece, _ in built)
-        faults += [("transforms", fault) for _, found in built for fault in found]
-    for level in fields.get("levels", ()) if isinstance(fields.get("levels"), tuple) else ():
-        if not isinstance(level, str):
-            faults.append(("levels", f"levels: expected names of pyramid levels, got {level!r}"))
-    weight = given.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not (math.isfinite(weight) and weight >= 0):
-        faults.append(("weight", f"weight: expected a finite number >= 0, got {weight!r}"))
-    elif "weight" in given:
-        fields["weight"] = float(weight)
-    if given.get("weighting", "absolute") not in ("absolute", "gradient"):
-        faults.append(("weighting", f"weighting: expected 'absolute' or 'gradient', got {given['weighting']!r}"))
-    pieces_faulty = any(key in ("knowledge", "transforms", "distance") for key, _ in faults)
-    if not pieces_faulty and "knowledge" in given and "distance" in given:
-        faults += _check_kinds(fields["knowledge"], fields.get("transforms", ()), fields["distance"])
-    return fields, faults
-
-
-def _piece(value: Any, registry: Registry[Any]) -> tuple[Any, tuple[str, ...]]:
-    """A registered piece from itself or its expression, or None with what is wrong."""
-    if not isinstance(value, str):
-        name = getattr(value, "name", None)
-        if isinstance(value, type) or not isinstance(name, str) or name not in registry:
-            return None, (f"{registry.kind}: expected an expression or a registered {registry.kind}, got {value!r}",)
-        return value, ()
-    if value.count("(") != value.count(")"):
-        hint = 'quote an expression with a comma: "norm(C, mode=l2)"'
-        return None, (f"{registry.kind} {value!r}: unbalanced brackets; {hint}",)
-    try:
-        return registry.build(value), ()
-    except UserError as error:
-        return None, error.faults
-
-
-def _check_kinds(knowledge: Knowledge, transforms: Sequence[Transform], distance: Distance) -> list[tuple[str, str]]:
-    """The first step of a term that cannot take what the steps before it give, if there is one."""
-    kind: Kind = knowledge.yields
-    for transform in transforms:
-        if kind not in transform.kinds:
-            usable = [name for name in TRANSFORMS if kind in TRANSFORMS[name].kinds]  # type: ignore[attr-defined]
-            fault = (
-                f"transform {expression(transform)!r} cannot serve {knowledge.name!r} here: it takes "
-                f"{', '.join(sorted(transform.kinds))}, not {kind}. For {kind}: {', '.join(usable)}"
-            )
-            return [("transforms", fault)]
-        kind = transform.kinds[kind]
-    if kind in distance.kinds:
-        return []
-    usable = [name for name in DISTANCES if kind in DISTANCES[name].kinds]  # type: ignore[attr-defined]
-    fault = (
-        f"distance {expression(distance)!r} cannot serve {knowledge.name!r} here: it takes "
-        f"{', '.join(sorted(distance.kinds))}, not {kind}. For {kind}: {', '.join(usable) or 'none; transform it'}"
-    )
-    return [("distance", fault)]
 
 
 def _shipped() -> dict[str, str]:

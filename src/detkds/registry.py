@@ -163,6 +163,8 @@ def _written(value: Any) -> str:
 KNOWLEDGE: Registry[Any] = Registry("knowledge", "detkds.knowledge")
 TRANSFORMS: Registry[Any] = Registry("transform", "detkds.transforms")
 DISTANCES: Registry[Any] = Registry("distance", "detkds.distances")
+ADAPTERS: Registry[Any] = Registry("adapter", "detkds.adapters")
+SCHEDULES: Registry[Any] = Registry("schedule", "detkds.schedules")
 DETECTORS: Registry[Any] = Registry("detector", "detkds.detectors")
 SAMPLERS: Registry[Any] = Registry("sampler", "detkds.search.samplers")
 EVALUATORS: Registry[Any] = Registry("evaluator", "detkds.search.evaluators")

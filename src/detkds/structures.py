@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Kind = Literal["feature", "logits", "probability", "regression", "sides", "boxes"]
 """What the numbers of a pair mean; it decides which transforms and distances may follow."""
@@ -196,13 +196,14 @@ class Pair:
     """A student tensor and the teacher tensor it should imitate, at one level.
 
     Attributes:
-        student, teacher: same shape, channel axis at dimension 1; the teacher has no gradient.
+        student, teacher: same shape, channel axis at dimension 1.
         kind: what the numbers mean.
         weight: None (all positions count alike), or non-negative and broadcastable to the tensors: size 1 at
             dimension 1 for a weight per position, full size for a weight per element.
         factor: what the level's loss is multiplied by (the background half of ``fgbg`` is 0.5).
         decoded: student and teacher boxes in pixels, shaped like the tensors; what ``decode`` puts in their place.
         generator: where random transforms draw from, so that both sides and every candidate share the draw.
+        teacher_learns: whether the teacher's side went through learned parts, so that it has a gradient too.
     """
 
     student: Tensor
@@ -212,6 +213,7 @@ class Pair:
     factor: float = 1.0
     decoded: tuple[Tensor, Tensor] | None = None
     generator: torch.Generator | None = None
+    teacher_learns: bool = False
 
     def map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Pair:
         """Apply one function to both sides."""
@@ -243,7 +245,12 @@ def _weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 class Knowledge(Protocol):
-    """What is imitated: reads both outputs and yields pairs. A frozen dataclass registered in ``KNOWLEDGE``."""
+    """What is imitated: reads both outputs and yields pairs. A frozen dataclass registered in ``KNOWLEDGE``.
+
+    Knowledge of features that reads the responses as well has ``reads_responses = True``, and is given aligned ones.
+    Knowledge with learned parts has ``learned(channels, generator)``: a module, built for the channels of the
+    compared maps by level, that is called in its place and is trained with the student.
+    """
 
     name: str
     yields: Kind
@@ -274,6 +281,29 @@ class Transform(Protocol):
     kinds: Mapping[Kind, Kind]
 
     def __call__(self, pair: Pair) -> Pair: ...
+
+
+class Adapter(Protocol):
+    """What is learned on the student's map of a level. A frozen dataclass registered in ``ADAPTERS``."""
+
+    name: str
+
+    def build(self, student: int, teacher: int, generator: torch.Generator) -> nn.Module | None:
+        """A module from the student's channels to the teacher's, its weights drawn from the generator alone.
+
+        None where nothing is to be done. A module that draws random numbers has ``draws = True`` and is given a
+        generator with every map.
+        """
+        ...
+
+
+class Schedule(Protocol):
+    """The factor of a term's weight at a step, counted from 0. A frozen dataclass registered in ``SCHEDULES``."""
+
+    name: str
+    needs_total: bool
+
+    def __call__(self, step: int, total: int | None) -> float: ...
 
 
 class Distance(Protocol):

@@ -114,7 +114,16 @@ def test_policies_are_listed_and_shown(invoke: Any, tmp_path: Path) -> None:
 
 def test_pieces_are_listed_with_what_they_are(invoke: Any) -> None:
     found = answered(invoke("list", "--json"))
-    assert set(found) == {"knowledge", "transforms", "distances", "detectors", "samplers", "evaluators"}
+    assert set(found) == {
+        "knowledge",
+        "transforms",
+        "distances",
+        "adapters",
+        "schedules",
+        "detectors",
+        "samplers",
+        "evaluators",
+    }
     assert set(found["knowledge"]) >= {"global", "fgbg", "instance", "logits", "localization"}
     assert all(summary for family in found.values() for summary in family.values())
     assert set(answered(invoke("list", "distances", "--json"))) == {"distances"}

@@ -16,6 +16,8 @@ class Family(StrEnum):
     KNOWLEDGE = "knowledge"
     TRANSFORMS = "transforms"
     DISTANCES = "distances"
+    ADAPTERS = "adapters"
+    SCHEDULES = "schedules"
     DETECTORS = "detectors"
     SAMPLERS = "samplers"
     EVALUATORS = "evaluators"

@@ -16,12 +16,13 @@ BOX_KINDS: frozenset[Kind] = frozenset(("sides", "boxes"))
 
 
 def prepared(pair: Pair) -> Pair:
-    """The pair with the teacher detached and half precision widened to float32."""
+    """The pair with half precision widened to float32, and the teacher detached where it learned nothing."""
 
     def wide(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
-    return replace(pair, student=wide(pair.student), teacher=wide(pair.teacher.detach()))
+    teacher = pair.teacher if pair.teacher_learns else pair.teacher.detach()
+    return replace(pair, student=wide(pair.student), teacher=wide(teacher))
 
 
 def element_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -101,8 +101,8 @@ def calibrate(policy: Policy, probes: dict[Term, TermProbe]) -> Policy:
 
 
 def unit(term: Term) -> Term:
-    """The term with weight 1, absolute: what a probe is keyed by."""
-    return replace(term, weight=1.0, weighting="absolute")
+    """The term with a constant weight of 1, absolute: what a probe is keyed by."""
+    return replace(term, weight=1.0, weighting="absolute", schedule="constant")
 
 
 class _Gauge:

@@ -79,7 +79,13 @@ class Member:
         self.failure: str | None = None
         self.stopped: str | None = None
         self.rungs: list[float] = []
-        distiller = Distiller(policy, student=student, teacher=teacher if teacher is not None else student, seed=seed)
+        distiller = Distiller(
+            policy,
+            student=student,
+            teacher=teacher if teacher is not None else student,
+            seed=seed,
+            total_steps=total_steps,
+        )
         self.model = DistilledStudent(student, distiller).to(device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,1 @@
+"""What is learned on the student's side before its maps are compared; trained with it and never exported."""

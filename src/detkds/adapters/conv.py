@@ -1,0 +1,58 @@
+"""A convolution, whether the channels differ or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import skip_init
+
+from detkds.arguments import check_arguments
+from detkds.registry import ADAPTERS
+
+
+@ADAPTERS.register("conv")
+@dataclass(frozen=True)
+class Conv:
+    """A convolution of the student's map, with batch normalisation or ReLU after it where asked for.
+
+    Args:
+        size: odd, cells per side of the kernel.
+        norm: ``batch`` for batch normalisation after the convolution.
+        relu: whether a ReLU ends it.
+
+    Source: FGFI (Wang et al., CVPR 2019) and FRS (Du et al., NeurIPS 2021) adapt by 3x3, DeFeat (Guo et al., CVPR 2021)
+        by 3x3 and ReLU, RTMDet (Lyu et al., 2022) by 1x1 and normalisation.
+    """
+
+    name: ClassVar[str]
+
+    size: int
+    norm: Literal["none", "batch"] = "none"
+    relu: bool = False
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        if self.size % 2 == 0:
+            raise ValueError(f"size: expected an odd number, got {self.size}")
+
+    def build(self, student: int, teacher: int, generator: torch.Generator) -> nn.Module:
+        """The layers from ``student`` to ``teacher`` channels."""
+        layers: list[nn.Module] = [convolution(student, teacher, self.size, generator)]
+        if self.norm == "batch":
+            layers.append(nn.BatchNorm2d(teacher))
+        if self.relu:
+            layers.append(nn.ReLU())
+        return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+
+
+def convolution(inputs: int, outputs: int, size: int, generator: torch.Generator) -> nn.Conv2d:
+    """A convolution that keeps the map's size, its initial weights drawn from the generator alone; its bias is 0."""
+    # Without initial values of its own, which would be drawn from the global generator.
+    layer = cast(nn.Conv2d, skip_init(nn.Conv2d, inputs, outputs, kernel_size=size, padding=size // 2))
+    nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

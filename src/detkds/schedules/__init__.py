@@ -1,0 +1,1 @@
+"""How a term's weight changes over a training: a factor for every step."""

@@ -1,0 +1,57 @@
+"""End without the teacher."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from detkds.arguments import check_arguments
+from detkds.registry import SCHEDULES
+
+
+@SCHEDULES.register("cosine")
+@dataclass(frozen=True)
+class CosineDecay:
+    """From the whole weight to ``end`` of it at the last step, along half a cosine.
+
+    Source: DAMO-YOLO (Xu et al., 2022) ends at 0.1 of the weight, YOLOv6 (Li et al., 2022) at 0.01.
+    """
+
+    name: ClassVar[str]
+    needs_total: ClassVar[bool] = True
+
+    end: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    def __call__(self, step: int, total: int | None) -> float:
+        """The factor at a step, counted from 0, of ``total``."""
+        assert total is not None
+        done = min(1.0, step / max(1, total - 1))
+        return self.end + (1 - self.end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@SCHEDULES.register("stop")
+@dataclass(frozen=True)
+class Stop:
+    """The whole weight until ``at`` of the training, then none.
+
+    Source: RTMDet (Lyu et al., 2022) distils for 280 of 300 epochs.
+    """
+
+    name: ClassVar[str]
+    needs_total: ClassVar[bool] = True
+
+    at: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        if self.at > 1:
+            raise ValueError(f"at: expected a share of the training, > 0 and <= 1, got {self.at!r}")
+
+    def __call__(self, step: int, total: int | None) -> float:
+        """The factor at a step, counted from 0, of ``total``."""
+        assert total is not None
+        return 1.0 if step < self.at * total else 0.0
