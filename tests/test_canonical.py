@@ -49,6 +49,16 @@ def built(text: str, distance: bool = False) -> Any:
     return (DISTANCES if distance else TRANSFORMS).build(text)
 
 
+# Arguments under which a rule would be wrong; what they do follows the number of rows, which reshaping changes.
+UNPLAIN = space(
+    ("", "satt", "mask"),
+    ("", "scale(1)", "local(2)", "win(2)"),
+    ("", "norm(C)", "norm(N)", "minmax"),
+    ("", "reshape(C)"),
+    distances=tuple(f"{name}(per={per})" for name in ELEMENTWISE for per in ("position", "image")),
+)
+
+
 def losses(points: list[Point], shape: tuple[int, ...], kind: Kind, weighted: bool, scale: float = 1) -> list[float]:
     """The loss at each point. Weighted sides are zero where the weight is, as with foreground and background."""
     generator = torch.Generator().manual_seed(0)
@@ -117,6 +127,7 @@ ROWS = [
         for name, points, kind, cases in (
             ("raw", RAW, "feature", MAPS),
             ("beyond", BEYOND, "feature", MAPS[1:6]),
+            ("unplain", UNPLAIN, "feature", MAPS[1:5]),
             ("logits", LOGITS, "logits", ROWS),
         )
         for case in cases
@@ -132,7 +143,7 @@ def test_equal_forms_are_equal_losses(
             assert values[index] == pytest.approx(factor * expected, rel=1e-4, abs=1e-9), (points[index], form)
 
 
-@pytest.mark.parametrize("points", [RAW, BEYOND, LOGITS], ids=["raw", "beyond", "logits"])
+@pytest.mark.parametrize("points", [RAW, BEYOND, UNPLAIN, LOGITS], ids=["raw", "beyond", "unplain", "logits"])
 def test_canonical_forms_are_their_own(points: list[Point]) -> None:
     for point in points:
         form = canonical_steps("global", *point)
@@ -187,6 +198,9 @@ def test_counts_of_the_logits_space() -> None:
         (("minmax",), "cosine", (("minmax",), "cosine")),
         (("norm_batch", "reshape(C)"), "l2", (("norm_batch",), "l2")),
         (("reshape(C)",), "kl", (("reshape(C)",), "kl")),
+        (("scale(1)", "norm(C)", "reshape(C)"), "l2(per=image)", (("norm(C)", "reshape(C)"), "l2(per=image)")),
+        (("minmax",), "smooth_l1(1, position)", (("minmax",), "smooth_l1(per=position)")),
+        (("local(2)",), "l1(per=element)", ((), "l1")),
     ],
 )
 def test_rules(transforms: tuple[str, ...], distance: str, expected: Point) -> None:

@@ -24,15 +24,17 @@ _SIGNATURES: dict[str, dict[str, Any]] = {
     "norm_batch": {},
     "minmax": {"scope": "sample"},
     "reshape": {"axis": _REQUIRED},
-    "l1": {},
-    "l2": {},
-    "smooth_l1": {"beta": 1.0},
+    "l1": {"per": "element"},
+    "l2": {"per": "element"},
+    "smooth_l1": {"beta": 1.0, "per": "element"},
     "kl": {"tau": 1.0},
     "cosine": {},
     "pearson": {},
     "ssim": {"window": 11, "sigma": 1.5},
     "correlation": {"alpha": 1.01},
 }
+# Arguments that must stand at these values for a rule to look at the piece.
+_PLAIN = {"per": "element"}
 _STAGES = (
     frozenset(("satt", "catt", "mask")),
     frozenset(("scale", "local", "win")),
@@ -68,9 +70,10 @@ def canonical_steps(knowledge: str, transforms: tuple[str, ...], distance: str) 
     steps = [step for step in map(_Step.parse, transforms) if not step.changes_nothing]
     measure = _Step.parse(distance)
     factor = 1.0
-    if measure.name in _ELEMENTWISE and steps and steps[-1].name == "reshape":
+    if measure.name in _ELEMENTWISE and measure.plain and steps and steps[-1].name == "reshape":
         steps.pop()
-    if measure.name == "smooth_l1" and steps and steps[-1].name in _UNIT_RANGE and (measure["beta"] or 0) >= 1:
+    bounded = bool(steps) and steps[-1].name in _UNIT_RANGE
+    if measure.name == "smooth_l1" and measure.plain and bounded and measure["beta"] >= 1:
         # Numbers in [0, 1] never differ by more than beta: d^2 / (2 beta).
         measure, factor = _Step.parse("l2"), 1 / (2 * measure["beta"])
     if parse_expression(knowledge)[0] in _WEIGHTED_BY_POSITION:
@@ -123,6 +126,12 @@ class _Step:
         return self.arguments.get(key) if self.arguments is not None else None
 
     @property
+    def plain(self) -> bool:
+        """Whether the rules hold for it."""
+        arguments = self.arguments
+        return arguments is not None and all(arguments.get(key, value) == value for key, value in _PLAIN.items())
+
+    @property
     def changes_nothing(self) -> bool:
         return (self.name in ("scale", "local") and self["n"] == 1) or (self.name == "mask" and self["ratio"] == 0)
 
@@ -139,15 +148,15 @@ class _Chain:
 
     @classmethod
     def of(cls, steps: list[_Step], distance: _Step) -> _Chain | None:
-        """The chain of these steps; None where one is unknown, doubled or out of order."""
+        """The chain of these steps; None where one is not plain, doubled or out of order."""
         slots: list[_Step | None] = [None, None, None]
         last = -1
         for step in steps:
             stage = next((index for index, names in enumerate(_STAGES) if step.name in names), None)
-            if stage is None or stage <= last or step.arguments is None:
+            if stage is None or stage <= last or not step.plain:
                 return None
             slots[stage], last = step, stage
-        return cls(slots[0], slots[1], slots[2], distance) if distance.arguments is not None else None
+        return cls(slots[0], slots[1], slots[2], distance) if distance.plain else None
 
     @property
     def steps(self) -> list[_Step]:

@@ -1,4 +1,9 @@
-"""Distances of single numbers: absolute, squared and Huber."""
+"""Distances of single numbers: absolute, squared and Huber.
+
+All three take ``per``: ``element``, the weighted mean; ``position``, the sum over dimension 1 averaged over the
+positions; ``image``, the weighted sum of everything divided by the number of images, the size of dimension 0.
+Publications differ in it, so their weights fit their own choice alone.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkds.arguments import check_arguments
-from detkds.distances.reduction import ALL_KINDS, element_distance
+from detkds.distances.reduction import ALL_KINDS, Per, element_distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -26,8 +31,13 @@ class L1:
 
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
 
+    per: Per = "element"
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
     def __call__(self, pair: Pair) -> Tensor:
-        return element_distance(pair, lambda student, teacher: (student - teacher).abs())
+        return element_distance(pair, lambda student, teacher: (student - teacher).abs(), self.per)
 
 
 @DISTANCES.register("l2")
@@ -42,8 +52,13 @@ class L2:
 
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
 
+    per: Per = "element"
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
     def __call__(self, pair: Pair) -> Tensor:
-        return element_distance(pair, partial(F.mse_loss, reduction="none"))
+        return element_distance(pair, partial(F.mse_loss, reduction="none"), self.per)
 
 
 @DISTANCES.register("smooth_l1")
@@ -61,9 +76,10 @@ class SmoothL1:
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
 
     beta: float = 1.0
+    per: Per = "element"
 
     def __post_init__(self) -> None:
         check_arguments(self)
 
     def __call__(self, pair: Pair) -> Tensor:
-        return element_distance(pair, partial(F.smooth_l1_loss, reduction="none", beta=self.beta))
+        return element_distance(pair, partial(F.smooth_l1_loss, reduction="none", beta=self.beta), self.per)

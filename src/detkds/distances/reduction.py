@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from detkds.structures import Kind, Pair
 ALL_KINDS: frozenset[Kind] = frozenset(("feature", "logits", "probability", "regression", "sides", "boxes"))
 ROW_KINDS: frozenset[Kind] = frozenset(("feature", "logits", "probability"))
 BOX_KINDS: frozenset[Kind] = frozenset(("sides", "boxes"))
+
+Per = Literal["element", "position", "image"]
+"""What a sum of elements is divided by: the weight of all elements, of all positions, or the number of images."""
 
 
 def prepared(pair: Pair) -> Pair:
@@ -25,10 +29,29 @@ def prepared(pair: Pair) -> Pair:
     return replace(pair, student=wide(pair.student), teacher=wide(teacher))
 
 
-def element_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Weighted mean of a distance that maps two tensors to one value per element."""
+def element_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor], per: Per = "element") -> Tensor:
+    """The weighted values of a distance that maps two tensors to one value per element, reduced to a scalar.
+
+    Args:
+        per: ``element`` is their mean; ``position`` sums over dimension 1 and takes the mean over the positions;
+            ``image`` is the sum over everything, divided by the size of dimension 0.
+    """
     pair = prepared(pair)
-    return pair.mean(distance(pair.student, pair.teacher))
+    values = distance(pair.student, pair.teacher)
+    weight = pair.weight
+    if per == "element":
+        return pair.mean(values)
+    if weight is None or weight.shape[1] == 1:
+        values = values.sum(1, keepdim=True)  # before the weights, which are the same for all of them
+    total = (values if weight is None else values * weight).sum()
+    if per == "image":
+        return total / max(len(values), 1)
+    positions = values.numel() // max(values.shape[1], 1)
+    if weight is None:
+        return total / max(positions, 1)
+    share = weight.amax(1)
+    count = share.sum() * (positions / max(share.numel(), 1))
+    return total / count.clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def row_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
