@@ -27,7 +27,7 @@ _SIGNATURES: dict[str, dict[str, Any]] = {
     "l1": {"per": "element"},
     "l2": {"per": "element"},
     "smooth_l1": {"beta": 1.0, "per": "element"},
-    "kl": {"tau": 1.0},
+    "kl": {"tau": 1.0, "mean": False},
     "cosine": {},
     "pearson": {},
     "ssim": {"window": 11, "sigma": 1.5},

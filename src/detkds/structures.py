@@ -200,6 +200,7 @@ class Pair:
         kind: what the numbers mean.
         weight: None (all positions count alike), or non-negative and broadcastable to the tensors: size 1 at
             dimension 1 for a weight per position, full size for a weight per element.
+        divisor: what weighted sums are divided by, in place of the sum of the weights.
         factor: what the level's loss is multiplied by (the background half of ``fgbg`` is 0.5).
         decoded: student and teacher boxes in pixels, shaped like the tensors; what ``decode`` puts in their place.
         generator: where random transforms draw from, so that both sides and every candidate share the draw.
@@ -210,6 +211,7 @@ class Pair:
     teacher: Tensor
     kind: Kind = "feature"
     weight: Tensor | None = None
+    divisor: Tensor | float | None = None
     factor: float = 1.0
     decoded: tuple[Tensor, Tensor] | None = None
     generator: torch.Generator | None = None
@@ -220,12 +222,15 @@ class Pair:
         return replace(self, student=function(self.student), teacher=function(self.teacher), **changes)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Weighted mean of ``values``, one per element: sum(w v) / sum(w); 0 where nothing carries weight."""
-        return _weighted_mean(values, self.weight)
+        """Weighted mean of ``values``, one per element: sum(w v) / sum(w); 0 where nothing carries weight.
+
+        With a ``divisor``, sum(w v) / divisor.
+        """
+        return _weighted_mean(values, self.weight, self.divisor)
 
     def row_mean(self, values: Tensor) -> Tensor:
         """Weighted mean of ``values``, one per row (the tensors' shape without dimension 1)."""
-        return _weighted_mean(values, None if self.weight is None else self.weight.amax(1))
+        return _weighted_mean(values, None if self.weight is None else self.weight.amax(1), self.divisor)
 
     def masked(self) -> Pair:
         """Both sides with the elements of weight 0 set to 0, for distances that look at whole rows or windows."""
@@ -235,13 +240,15 @@ class Pair:
         return self.map(lambda tensor: tensor * keep)
 
 
-def _weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+def _weighted_mean(values: Tensor, weight: Tensor | None, divisor: Tensor | float | None) -> Tensor:
     if weight is None:
-        return values.sum() / max(values.numel(), 1)
+        return values.sum() / (max(values.numel(), 1) if divisor is None else divisor)
     repeats = values.numel() / max(weight.numel(), 1)
     if values.ndim == weight.ndim > 1 and weight.shape[1] == 1:
         values = values.sum(1, keepdim=True)  # a weight per position needs the sum over its channels only
-    return (weight * values).sum() / (repeats * weight.sum()).clamp_min(torch.finfo(values.dtype).tiny)
+    if divisor is None:
+        divisor = (repeats * weight.sum()).clamp_min(torch.finfo(values.dtype).tiny)
+    return (weight * values).sum() / divisor
 
 
 class Knowledge(Protocol):

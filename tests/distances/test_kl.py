@@ -66,3 +66,10 @@ def test_extreme_probabilities_are_finite() -> None:
     value.backward()
     assert value.item() == pytest.approx(-math.log(1e-8), rel=1e-3)
     assert student.grad is not None and student.grad.isfinite().all()
+
+
+def test_mean_divides_by_the_length_of_the_rows(generator: torch.Generator) -> None:
+    for kind in ("logits", "probability"):
+        student, teacher = torch.randn(2, 6, 5, generator=generator).softmax(-1)
+        pair = Pair(student, teacher, kind=kind)
+        torch.testing.assert_close(KullbackLeibler(2, mean=True)(pair), KullbackLeibler(2)(pair) / 5)

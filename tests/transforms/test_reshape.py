@@ -16,6 +16,9 @@ from detkds.transforms.reshape import Reshape
         ("C", "logits", (2, 3, 6, 4, 5), (36, 20)),
         ("N", "logits", (7, 3), (1, 21)),
         ("C", "logits", (7, 3), (3, 7)),
+        ("K", "feature", (2, 3, 4, 5), (3, 40)),
+        ("K", "logits", (2, 3, 6, 4, 5), (3, 240)),
+        ("K", "logits", (7, 3), (3, 7)),
     ],
 )
 def test_shapes_and_weights(axis: str, kind: Kind, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -41,3 +44,12 @@ def test_rows_of_channels_by_hand() -> None:
 def test_no_weight_stays_none() -> None:
     tensor = torch.zeros(2, 3, 4, 5)
     assert Reshape("N")(Pair(tensor, tensor)).weight is None
+
+
+def test_rows_of_classes_leave_out_what_counts_nothing() -> None:
+    tensor = torch.arange(12.0).view(2, 3, 1, 1, 2)
+    weight = torch.tensor([0.0, 1.0, 2.0, 0.0]).view(2, 1, 1, 1, 2)
+    result = Reshape("K")(Pair(tensor, -tensor, kind="probability", weight=weight))
+    assert result.student.tolist() == [[1, 6], [3, 8], [5, 10]] and torch.equal(result.teacher, -result.student)
+    assert result.weight is not None and result.weight.tolist() == [[1, 2]] * 3
+    assert result.kind == "probability"

@@ -25,6 +25,8 @@ class KullbackLeibler:
     taken as they are, as sum p log(p / q) - p + q with 1e-8 added to both: for rows that sum to one that is the
     divergence, and for others (a sigmoid per class) it is still 0 at equality and positive elsewhere.
 
+    ``mean`` divides by the length of the rows, as the codes of LD (Zheng et al., CVPR 2022) and KD-DETR do.
+
     Shapes:  (N, C, ...) -> ()
     Range:   [0, inf), nats.
     Source:  Hinton et al. (2015), section 2.
@@ -34,13 +36,15 @@ class KullbackLeibler:
     kinds: ClassVar[frozenset[Kind]] = ROW_KINDS
 
     tau: float = 1.0
+    mean: bool = False
 
     def __post_init__(self) -> None:
         check_arguments(self)
 
     def __call__(self, pair: Pair) -> Tensor:
         between = _measures if pair.kind == "probability" else self._scores
-        return self.tau**2 * row_distance(pair, between)
+        scale = self.tau**2 / (max(1, pair.student.shape[1]) if self.mean else 1)
+        return scale * row_distance(pair, between)
 
     def _scores(self, student: Tensor, teacher: Tensor) -> Tensor:
         log_q = torch.log_softmax(student / self.tau, 1)
