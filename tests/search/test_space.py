@@ -128,3 +128,17 @@ def test_space_files_are_checked_as_a_whole(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("weights: {absolute: [1, 2]}\nknowledge:\n  global: {distance: [l1, l2], weight: [3]}\n")
     assert load_spaces(path)["global"].genes == {"distance": ("l1", "l2"), "weight": (3.0,)}
+
+
+def test_variants_of_the_knowledge_adapters_and_schedules_are_genes_too():
+    genes = {"knowledge": ("fgbg", "fgbg(background=1)"), "adapter": ("auto", "conv(3)"), "distance": ("l1", "l2"),
+             "schedule": ("constant", "warmup(5)"), "weight": (1.0, 2.0)}  # fmt: skip
+    space = Space("fgbg", genes)
+    assert space.size == space.count_canonical() == 32
+    terms = {space.term(params) for params in points(space)}
+    wanted = [Term(knowledge, [], distance, weight, adapter=adapter, schedule=schedule)
+              for knowledge, adapter, distance, schedule, weight in product(*genes.values())]  # fmt: skip
+    assert terms == set(wanted)
+    assert space.term(space.encode(wanted[-1])) == wanted[-1]
+    with pytest.raises(ConfigError, match=r"expected expressions of 'fgbg', got 'global'"):
+        Space("fgbg", {**genes, "knowledge": ("global",)})

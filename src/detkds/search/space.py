@@ -16,13 +16,23 @@ import yaml
 
 from detkds.errors import ConfigError, Faults, PolicyError, UserError, unknown_name
 from detkds.policy import Policy, Term, Weighting
-from detkds.registry import DISTANCES, KNOWLEDGE, TRANSFORMS
+from detkds.registry import ADAPTERS, DISTANCES, KNOWLEDGE, SCHEDULES, TRANSFORMS, Registry, parse_expression
+from detkds.term_fields import OPTIONAL_PIECES
 
 Option = str | float
 Params = Mapping[str, Option]
 
 STAGES = ("attention", "scale", "normalise", "transform")
 """Genes that name a transform, in the order in which transforms apply."""
+
+_REGISTRIES: dict[str, Registry[Any]] = {
+    "knowledge": KNOWLEDGE,
+    "adapter": ADAPTERS,
+    **dict.fromkeys(STAGES, TRANSFORMS),
+    "distance": DISTANCES,
+    "schedule": SCHEDULES,
+}
+"""Genes that name a piece."""
 
 
 class SearchSpace(Protocol):
@@ -73,7 +83,8 @@ class Space:
     Attributes:
         knowledge: an expression such as ``global``.
         genes: the options of every gene: transforms (``attention``, ``scale``, ``normalise``, or ``transform`` for
-            responses; ``none`` for no operation), ``distance`` and ``weight``.
+            responses; ``none`` for no operation), ``distance`` and ``weight``; where they vary also ``knowledge``
+            (expressions of the one kind), ``adapter`` and ``schedule``.
         weighting: what the weights mean; see :class:`detkds.policy.Term`.
 
     Raises:
@@ -101,8 +112,9 @@ class Space:
         """The term of one choice; its transforms in the order of :data:`STAGES`."""
         transforms = [self._pieces[stage, params[stage]] for stage in STAGES if params.get(stage, "none") != "none"]
         distance = self._pieces["distance", params["distance"]]
-        knowledge = self._pieces["knowledge", self.knowledge]
-        return Term(knowledge, transforms, distance, float(params["weight"]), self.weighting)
+        knowledge = self._pieces["knowledge", params.get("knowledge", self.knowledge)]
+        optional = {name: self._pieces[name, params[name]] for name in OPTIONAL_PIECES if name in params}
+        return Term(knowledge, transforms, distance, float(params["weight"]), self.weighting, **optional)
 
     def policy(self, params: Params) -> Policy:
         """The policy of one choice: a single term."""
@@ -166,8 +178,8 @@ class Space:
     def _check_genes(self) -> None:
         faults = Faults(f"space {self.knowledge}")
         for name, options in self.genes.items():
-            if name not in (*STAGES, "distance", "weight"):
-                faults.add(unknown_name("gene", name, (*STAGES, "distance", "weight")))
+            if name not in (*_REGISTRIES, "weight"):
+                faults.add(unknown_name("gene", name, (*_REGISTRIES, "weight")))
             if not options:
                 faults.add(f"{name}: expected at least one option, got none")
             if len(set(options)) != len(options):
@@ -184,16 +196,19 @@ class Space:
         object.__setattr__(self, "genes", genes)
 
     def _build_pieces(self) -> None:
-        registries = {"distance": DISTANCES, **dict.fromkeys(STAGES, TRANSFORMS)}
         options = [(name, option) for name in self.genes if name != "weight" for option in self.genes[name]]
+        kind = parse_expression(self.knowledge)[0]
         faults = Faults(f"space {self.knowledge}")
         for name, option in [("knowledge", self.knowledge), *options]:
-            if option == "none" and name != "distance":
+            if option == "none" and name in STAGES:
                 continue
             try:
-                self._pieces[name, option] = registries.get(name, KNOWLEDGE).build(str(option))
+                self._pieces[name, option] = _REGISTRIES[name].build(str(option))
             except UserError as error:
                 faults.add(error)
+                continue
+            if name == "knowledge" and self._pieces[name, option].name != kind:
+                faults.add(f"knowledge: expected expressions of {kind!r}, got {option!r}")
         faults.raise_as(ConfigError)
 
     def _check_options(self) -> None:
