@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from detkds.cli.tables import metrics_table, print_results
+from detkds.cli.tables import cost_table, metrics_table, print_comparison, print_results
 
 ROW = {"policy": "", "spread": 0.5, "metrics": {"ap50": 30.0}, "failures": {}, "seconds": 1.0}
 SUMMARY: dict[str, Any] = {
@@ -76,6 +76,20 @@ def test_names_and_verdicts_are_shown_as_they_are(tmp_path: Path) -> None:
     text = shown(tmp_path)
     assert "[b]plain[/b]" in text
     assert "[red]'pkd' wins" in text
+
+
+def test_the_cost_of_a_step_is_shown_where_it_was_measured() -> None:
+    cost = {"seconds": 0.25, "ratio": 1.0, "student_mb": 812.04, "losses_mb": 0.0, "rounds": 20, "failure": None}
+    dearer = {**cost, "seconds": 0.311, "ratio": 1.244, "losses_mb": 12.34}
+    failed = {**dict.fromkeys(cost), "rounds": 0, "failure": "DivergenceError: no"}
+    rows = [{**row, "cost": one} for row, one in zip(SUMMARY["rows"], (None, cost, dearer, failed), strict=True)]
+    found, out = {**SUMMARY, "rows": rows}, io.StringIO()
+    print_comparison(Console(file=out, width=140), found, {})
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert "[b]plain[/b] 0.25 1.00 812.0" in lines
+    assert "pkd 0.311 1.24 812.0 + 12.3" in lines
+    assert "cwd failed - -" in lines
+    assert cost_table(SUMMARY) is None
 
 
 def test_only_files_that_are_there_are_named(tmp_path: Path) -> None:

@@ -28,6 +28,14 @@ def test_every_student_and_the_teacher_are_named(summary: dict[str, Any]) -> Non
         assert f">{name}</text>" in svg
 
 
+def test_the_cost_of_a_step_stands_beside_the_students(summary: dict[str, Any]) -> None:
+    assert "x step" not in comparison_plot(summary["rows"])
+    for row in summary["rows"]:
+        row["cost"] = {"ratio": 1.25, "losses_mb": 12.34}
+    svg = comparison_plot(summary["rows"])
+    assert ">1.25x step</text>" in svg and ">1.25x step, +12.3 MB</text>" in svg
+
+
 def test_dollar_signs_are_no_formulas(summary: dict[str, Any]) -> None:
     summary["rows"][1]["name"] = "a$_1$ & $"
     assert "a$_1$ &amp; $" in comparison_plot(summary["rows"])

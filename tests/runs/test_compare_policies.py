@@ -10,7 +10,7 @@ import pytest
 from detkds.config import parse_config
 from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
-from detkds.runs import comparison
+from detkds.runs import comparison, step_cost
 from detkds.runs.compare_policies import compare_policies
 
 
@@ -25,6 +25,8 @@ def test_policies_are_trained_once_per_seed_and_not_again(
         return real(setting, candidates, seed=seed, **options)
 
     monkeypatch.setattr(comparison, "train_in_populations", counted)
+    monkeypatch.setattr(step_cost, "WARM_UP", 1)
+    monkeypatch.setattr(step_cost, "TIMED", 2)
     config = parse_config(tiny_run)
     mine = tmp_path / "mine.yaml"
     mine.write_text(Policy([Term("global", (), "l1", 1.0)]).to_yaml())
@@ -35,12 +37,18 @@ def test_policies_are_trained_once_per_seed_and_not_again(
     assert all(row["to_plain"] for row in found["rows"][2:]) and found["verdict"]
     written = json.loads((config.folder / "comparison.json").read_text())
     assert [row["mean"] for row in written["rows"]] == [row["mean"] for row in found["rows"]]
+    costs = {row["name"]: row["cost"] for row in written["rows"]}
+    assert costs.pop("teacher") is None and costs["plain"] == costs["plain, inherited"]
+    assert all(cost["rounds"] == 2 and cost["seconds"] > 0 and cost["losses_mb"] >= 0 for cost in costs.values())
+    assert costs["pkd"]["losses_mb"] > costs["plain"]["losses_mb"] == 0
     picture = (config.folder / "comparison.svg").read_text()
-    assert picture.startswith("<svg") and "var(--" not in picture and "pkd" in picture
+    assert picture.startswith("<svg") and "var(--" not in picture and "pkd" in picture and "x step, +" in picture
     trained.clear()
     again = compare_policies(config, ["pkd", str(mine), "cwd"], heard)
     assert sorted(trained) == [("cwd", 0), ("cwd", 1)]
-    assert [row["ap"] for row in again["rows"][:5]] == [row["ap"] for row in found["rows"]]
+    assert [(row["ap"], row["cost"]) for row in again["rows"][:5]] == [
+        (row["ap"], row["cost"]) for row in found["rows"]
+    ]
 
 
 def test_all_unknown_policies_are_named_before_anything_is_trained(tiny_run: dict[str, Any], heard: Any) -> None:

@@ -42,6 +42,32 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def cost_table(found: Mapping[str, Any]) -> Table | None:
+    """What a training step costs under each policy; None where nothing was measured."""
+    rows = [row for row in found["rows"] if row.get("cost")]
+    if not rows:
+        return None
+    rounds = max(row["cost"]["rounds"] for row in rows)
+    title = f"one training step with the teacher's forward pass, median of {rounds} taken in turn on one batch"
+    caption = (
+        "MB for the backward pass: activations that autograd keeps (10^6 bytes) of the student's own losses, and of "
+        "the distillation losses beside them; counted, without weights, the batch and what the detectors give out"
+    )
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="", caption=caption, caption_justify="left")
+    table.add_column("student", no_wrap=True)
+    for name in ("seconds", "x plain", "MB for the backward pass"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cost = row["cost"]
+        if cost["failure"]:
+            table.add_row(escape(row["name"]), "failed", "-", "-")
+            continue
+        ratio = "-" if cost["ratio"] is None else f"{cost['ratio']:.2f}"
+        added = f" + {cost['losses_mb']:.1f}" if row["kind"] != "plain" else ""
+        table.add_row(escape(row["name"]), f"{cost['seconds']:.3g}", ratio, f"{cost['student_mb']:.1f}{added}")
+    return table
+
+
 def difference(data: Mapping[str, float | None] | None) -> str:
     """A paired difference with its interval.
 
@@ -99,8 +125,10 @@ def print_results(console: Console, summary: Mapping[str, Any], folder: Path) ->
 
 
 def print_comparison(console: Console, found: Mapping[str, Any], files: Mapping[Path, str]) -> None:
-    """The end of a comparison: table, verdict, and where everything lies."""
+    """The end of a comparison: tables, verdict, and where everything lies."""
     console.print(comparison_table(found))
+    if (costs := cost_table(found)) is not None:
+        console.print(costs)
     console.print(Panel(Text(found["verdict"]), title="verdict", border_style="green", expand=False))
     for path, text in files.items():
         console.print(f"[bold]{escape(str(path))}[/bold]  {text}", soft_wrap=True)

@@ -49,11 +49,14 @@ _SETTINGS: dict[Any, Any] = {
 def comparison_plot(rows: Sequence[Mapping[str, Any]], metric: str = "AP") -> str:
     """AP of every trained detector: a dot per seed, a stroke at the mean; the teacher is a line over all.
 
-    ``metric`` is what AP is called.
+    What a training step costs stands at the right, where it was measured: its time as a multiple of the plain
+    student's, and the activations that the distillation losses hold for the backward pass. ``metric`` is what AP is
+    called.
     """
     students = [row for row in rows if row["kind"] != "teacher" and row["ap"]]
     teachers = [row for row in rows if row["kind"] == "teacher" and row["ap"]]
-    figure, axes = _figure(6.6, 0.8 + 0.36 * len(students), "comparison")
+    width = 8.4 if any(row.get("cost") for row in students) else 6.6
+    figure, axes = _figure(width, 0.8 + 0.36 * len(students), "comparison")
     for place, row in enumerate(reversed(students)):
         colour = _MARKS["--accent"] if row["kind"] == "searched" else _MARKS["--muted"]
         values = list(row["ap"].values())
@@ -65,6 +68,12 @@ def comparison_plot(rows: Sequence[Mapping[str, Any]], metric: str = "AP") -> st
         label = f"teacher {row['mean']:.1f}"
         axes.annotate(label, (row["mean"], 1.0), xycoords=("data", "axes fraction"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", color=_MARKS["--series-4"], fontsize=9.5)  # fmt: skip
+    for place, row in enumerate(reversed(students)):
+        cost = row.get("cost") or {}
+        if cost.get("ratio") is not None:
+            text = f"{cost['ratio']:.2f}x step" + (f", +{cost['losses_mb']:.1f} MB" if row["kind"] != "plain" else "")
+            axes.annotate(text, (1.0, place), xycoords=("axes fraction", "data"), xytext=(6, 0), va="center",
+                          textcoords="offset points", color=_MARKS["--muted"], fontsize=9.5)  # fmt: skip
     axes.set_yticks(range(len(students)), [str(row["name"]) for row in reversed(students)])
     axes.set_ylim(-0.6, len(students) - 0.4)
     axes.set_xlabel(f"{metric} on the test images, a dot per seed, a stroke at the mean")

@@ -1,0 +1,197 @@
+"""What one training step costs under each policy, in time and in memory, measured side by side.
+
+The trainings of a comparison run at different moments, beside different company; their times say little. Here all
+policies take steps in turn on one batch, in one process, from one student, so that a machine that slows down slows all.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detkds.policy import Policy
+from detkds.runs.folder import append_line, read_lines
+from detkds.runs.plan import absolute
+from detkds.structures import Batch, DetectorOutput
+from detkds.training.ask import ask
+from detkds.training.member import Member, autocast, seeded
+from detkds.training.population import Setting
+
+WARM_UP, TIMED = 10, 20
+"""Rounds of one step each; of fewer rounds the first third warms up."""
+PATIENCE = 300.0
+"""Seconds after which no round is begun, once there are four."""
+_UNMOVED = 1e-12  # a learning rate that keeps the student where it is
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step costs; nothing is known where it failed.
+
+    Attributes:
+        seconds: of a whole step, forward, backward and optimiser, with the teacher's forward pass where there is one;
+            the median over the rounds.
+        ratio: to the plain student's step of the same round; the median over the rounds.
+        student_mb: 10^6 bytes of activations that the student's own losses hold for the backward pass.
+        losses_mb: what the distillation losses hold beside them: each stored tensor that autograd saved, once, without
+            weights, the batch and what the two detectors gave out. It is counted, not measured: the same on every
+            device.
+        rounds: that were timed.
+        failure: why no step could be taken.
+    """
+
+    seconds: float | None = None
+    ratio: float | None = None
+    student_mb: float | None = None
+    losses_mb: float | None = None
+    rounds: int = 0
+    failure: str | None = None
+
+
+def step_costs(setting: Setting, policies: Sequence[Policy], seed: int, path: Path) -> list[StepCost]:
+    """The cost of each policy; what was measured before on this device is read from ``path``.
+
+    Policies that are still to be measured are timed beside the plain student anew.
+    """
+    device = str(setting.device)
+    known: dict[str, StepCost] = {}
+    for line in read_lines(path):
+        if line["device"] == device:
+            known.setdefault(line["policy"], StepCost(**line["cost"]))
+    wanted = {one.key: one for one in map(absolute, policies)}
+    if missing := [one for key, one in wanted.items() if key not in known]:
+        for key, cost in measure_costs(setting, missing, seed).items():
+            append_line(path, {"policy": key, "device": device, "cost": asdict(cost)})
+            known.setdefault(key, cost)
+    return [known[absolute(one).key] for one in policies]
+
+
+def measure_costs(setting: Setting, policies: Sequence[Policy], seed: int) -> dict[str, StepCost]:
+    """The cost of each policy, weights absolute, and of the plain student, by the policy's key."""
+    batch = next(iter(setting.batches(seed)(0))).to(setting.device)
+    student = setting.build_student(seed, True)
+    config = setting.config.model_copy(update={"lr": _UNMOVED})
+    members = {
+        one.key: Member(
+            one.key,
+            student,
+            one,
+            setting.teacher,
+            config,
+            max(WARM_UP + TIMED, setting.steps_per_epoch * config.epochs),
+            seed=seed,
+            device=setting.device,
+            self_taught=setting.self_taught,
+        )
+        for one in (Policy(), *policies)
+    }
+    held: dict[str, tuple[int, int]] = {}
+    times: dict[str, list[float]] = {key: [] for key in members}
+    failures: dict[str, str] = {}
+    began = time.perf_counter()
+    for number in range(WARM_UP + TIMED):
+        if number >= 4 and time.perf_counter() - began > PATIENCE:
+            break
+        for key in (key for key in members if key not in failures):
+            try:
+                if number == 0:
+                    held[key] = _held(members[key], setting, batch)
+                times[key].append(_seconds(members[key], setting, batch))
+            except Exception as error:  # a policy that fails has no cost; the others have
+                failures[key] = f"{type(error).__name__}: {error}"
+    counted = {key: own[min(WARM_UP, len(own) // 3) :] for key, own in times.items()}
+    plain = counted[Policy().key] if Policy().key not in failures else None
+    return {
+        key: StepCost(failure=failures[key]) if key in failures else _cost(counted[key], plain, held[key])
+        for key in members
+    }
+
+
+def _cost(own: Sequence[float], plain: Sequence[float] | None, held: tuple[int, int]) -> StepCost:
+    ratio = statistics.median(a / b for a, b in zip(own, plain, strict=True)) if plain else None
+    student_mb, losses_mb = (round(size / 1e6, 3) for size in held)
+    return StepCost(statistics.median(own), ratio, student_mb, losses_mb, len(own))
+
+
+def _seconds(member: Member, setting: Setting, batch: Batch) -> float:
+    """The time of one whole step."""
+    _wait(setting.device)
+    started = time.perf_counter()
+    member.train_step(batch, _answer(member, setting, batch))
+    _wait(setting.device)
+    return time.perf_counter() - started
+
+
+def _answer(member: Member, setting: Setting, batch: Batch) -> DetectorOutput | None:
+    """What the frozen teacher says to the batch, where this member asks one."""
+    if not member.distils or setting.self_taught or setting.teacher is None:
+        return None
+    with autocast(setting.device, member.config.amp):
+        return ask(setting.teacher, batch, responses=member.model.distiller.reads_responses)
+
+
+def _held(member: Member, setting: Setting, batch: Batch) -> tuple[int, int]:
+    """Bytes held for the backward pass: by the student's own losses, and by the distillation losses beside them."""
+    model = member.model.train()
+    fixed = [*model.parameters(), *model.buffers(), batch.images]
+    answer = _answer(member, setting, batch)
+    with seeded(member.seed, setting.device), autocast(setting.device, member.config.amp):
+        with bytes_held(fixed) as by_student:
+            output = model.student(batch)
+        if not member.distils:
+            return sum(by_student.values()), 0
+        if answer is None:
+            answer = ask(member.student, batch, responses=model.distiller.reads_responses)
+        with bytes_held([*fixed, *_tensors(output), *_tensors(answer)]) as by_losses:
+            kept = model.distiller(output, answer, batch.targets)
+    held = sum(size for place, size in by_losses.items() if place not in by_student)
+    del kept  # the graph lived until here, so that no place was given away twice
+    return sum(by_student.values()), held
+
+
+@contextmanager
+def bytes_held(without: Sequence[Tensor | nn.Parameter]) -> Iterator[dict[int, int]]:
+    """Bytes of every storage that autograd saves inside for the backward pass, by its address.
+
+    Args:
+        without: tensors whose storages do not count.
+    """
+    known = {_place(tensor) for tensor in without}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _place(tensor) not in known:
+            found[_place(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor of an output."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, DetectorOutput):
+        yield from _tensors(vars(value))
+    elif isinstance(value, Mapping):
+        yield from (tensor for one in value.values() for tensor in _tensors(one))
+    elif isinstance(value, list | tuple):
+        yield from (tensor for one in value for tensor in _tensors(one))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
