@@ -23,6 +23,7 @@ terms:
   - {knowledge: fgbg(background=0.25), transforms: ["norm(C, mode=l2)"], distance: smooth_l1(beta=0.5), weight: 0.1}
   - {knowledge: logits, distance: kl(tau=4), weight: 2, weighting: gradient, levels: [p4, p3]}
 """
+KEYS = "policy, source, formula, fidelity, terms"
 
 
 def faults(text: str) -> tuple[str, ...]:
@@ -85,6 +86,26 @@ def test_frozen():
         term.weight = 2.0  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
         Policy([term]).terms = ()  # type: ignore[misc]
+
+
+def test_formula_and_fidelity_are_kept_and_compared_by_nobody():
+    policy = parse_policy(
+        TEXT.replace("source:", "formula: mean (T - S)^2\nfidelity: 'approximate: no adapter'\nsource:")
+    )
+    assert policy.fidelity == "approximate: no adapter" and policy.formula == "mean (T - S)^2"
+    again = parse_policy(policy.to_yaml())
+    assert (again.formula, again.fidelity) == (policy.formula, policy.fidelity)
+    plain = parse_policy(TEXT)
+    assert policy == plain and policy.key == plain.key
+    assert "fidelity" not in plain.to_dict()
+
+
+@pytest.mark.parametrize("value", ["nearly", "approximate", "'approximate: '", "exact-ish"])
+def test_a_fidelity_says_exact_or_in_what_it_is_not(value: str):
+    [fault] = faults(f"fidelity: {value}\n{one_term()}")
+    assert fault.startswith("mine.yaml:1: fidelity: expected 'exact', or 'approximate: ' and the reason, got")
+    with pytest.raises(PolicyError, match="fidelity"):
+        Policy([Term("global")], fidelity=value.strip("'"))
 
 
 def test_name_and_source_do_not_enter_comparisons():
@@ -202,8 +223,14 @@ def test_what_would_fit_is_named():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "mine.yaml: a policy: expected a mapping with the keys policy, source, terms, got nothing"),
-        ("[]", "mine.yaml:1: a policy: expected a mapping with the keys policy, source, terms, got a list"),
+        (
+            "",
+            f"mine.yaml: a policy: expected a mapping with the keys {KEYS}, got nothing",
+        ),
+        (
+            "[]",
+            f"mine.yaml:1: a policy: expected a mapping with the keys {KEYS}, got a list",
+        ),
         ("policy: a", "mine.yaml:1: a policy: missing key 'terms'"),
         ("\nterms: 3", "mine.yaml:2: terms: expected a list, got '3'"),
         ("terms:\n- global", "mine.yaml:2: terms[0]: expected a mapping with the keys knowledge, transforms"),

@@ -27,6 +27,9 @@ from detkds.term_fields import OPTIONAL_PIECES, checked_fields
 
 Weighting = Literal["absolute", "gradient"]
 
+_DESCRIPTIONS = ("policy", "source", "formula", "fidelity")
+"""The keys of a policy file that describe it."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -130,12 +133,22 @@ class Term:
 class Policy:
     """A set of terms. Without terms it is the plain student, trained by its own losses alone.
 
-    ``name`` and ``source`` say what the policy is called and where it comes from; they do not enter comparisons.
+    The other fields describe it and do not enter comparisons.
+
+    Attributes:
+        name: what it is called; source: where it comes from.
+        formula: the loss in plain text.
+        fidelity: ``exact`` where it is the published loss, else ``approximate: `` and in what it is not.
+
+    Raises:
+        PolicyError: something else than terms, or a fidelity that is neither.
     """
 
     terms: Sequence[Term] = ()
     name: str = field(default="", compare=False)
     source: str = field(default="", compare=False)
+    formula: str = field(default="", compare=False)
+    fidelity: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         terms = tuple(self.terms)
@@ -143,6 +156,8 @@ class Policy:
         for index, term in enumerate(terms):
             if not isinstance(term, Term):
                 faults.add(f"terms[{index}]: expected a Term, got {term!r}; Policy.from_dict reads plain data")
+        if fault := _fidelity_fault(self.fidelity):
+            faults.add(fault)
         faults.raise_as(PolicyError)
         object.__setattr__(self, "terms", terms)
 
@@ -162,9 +177,8 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in a policy file."""
-        data: dict[str, Any] = {"policy": self.name} if self.name else {}
-        if self.source:
-            data["source"] = self.source
+        described = {"policy": self.name, **{key: getattr(self, key) for key in _DESCRIPTIONS[1:]}}
+        data: dict[str, Any] = {key: value for key, value in described.items() if value}
         return {**data, "terms": [term.to_dict() for term in self.terms]}
 
     @classmethod
@@ -238,10 +252,13 @@ def parse_policy(text: str, where: str = "policy", *, lines: bool = True) -> Pol
     def at(node: yaml.Node | None) -> str:
         return f"{where}:{node.start_mark.line + 1}" if lines and node is not None else where
 
-    fields = _fields(root, ("terms",), ("policy", "source", "terms"), "a policy", faults, at)
-    for key in ("policy", "source"):
+    fields = _fields(root, ("terms",), (*_DESCRIPTIONS, "terms"), "a policy", faults, at)
+    for key in _DESCRIPTIONS:
         if key in fields and not isinstance(fields[key], yaml.ScalarNode):
             faults.add(f"{at(fields[key])}: {key}: expected text, got {_shown(fields[key])}")
+    about = {key: node.value for key, node in fields.items() if key in _DESCRIPTIONS}
+    if isinstance(fields.get("fidelity"), yaml.ScalarNode) and (fault := _fidelity_fault(about["fidelity"])):
+        faults.add(f"{at(fields['fidelity'])}: {fault}")
     terms: list[Term] = []
     items = fields.get("terms")
     if items is not None and not isinstance(items, yaml.SequenceNode):
@@ -261,8 +278,14 @@ def parse_policy(text: str, where: str = "policy", *, lines: bool = True) -> Pol
         if not faults:
             terms.append(Term(**values))
     faults.raise_as(PolicyError)
-    name, source = (fields[key].value if key in fields else "" for key in ("policy", "source"))
-    return Policy(terms, name=name, source=source)
+    return Policy(terms, name=about.pop("policy", ""), **about)
+
+
+def _fidelity_fault(fidelity: str) -> str | None:
+    kind, _, reason = fidelity.partition(": ")
+    if fidelity in ("", "exact") or (kind == "approximate" and reason.strip()):
+        return None
+    return f"fidelity: expected 'exact', or 'approximate: ' and the reason, got {fidelity!r}"
 
 
 def _fields(

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,7 +154,7 @@ def find_policy(config: RunConfig, policy: str | Path | None) -> Policy:
     found = config.folder / "policy.yaml"
     if policy is not None:
         loaded = load_policy(policy)
-        return loaded if loaded.name else Policy(loaded.terms, name=Path(policy).stem, source=loaded.source)
+        return loaded if loaded.name else replace(loaded, name=Path(policy).stem)
     if not found.exists():
         raise ConfigError(
             f"policy: no search of this run has finished (no {found}); run detkds search first, or name a policy "
