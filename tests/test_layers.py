@@ -35,7 +35,7 @@ NEIGHBOURS = {
     "policy": {"structures", "term_fields", "canonical"},
     "canonical": {"structures", "policy"},
     "config": {"structures", "policy", "canonical"},
-    "knowledge": {"alignment"},
+    "knowledge": {"alignment", "adapters"},
     "adapters": {"transforms"},
     "distiller": {"alignment", "adapters", "knowledge", "transforms", "distances", "schedules"},
     "evaluation": {"data", "detectors"},

@@ -245,4 +245,4 @@ def test_a_pair_is_described_without_training(invoke: Any) -> None:
     shown = invoke(*words)
     assert shown.exit_code == 0 and "cannot: kind differs: student dense, teacher region" in shown.stdout
     data = json.loads(invoke(*words, "--json").stdout)
-    assert data["offered"] == ["fgbg", "global", "instance"] and data["levels"][0]["adapter"]
+    assert {"fgbg", "global", "instance"} <= set(data["offered"]) and data["levels"][0]["adapter"]

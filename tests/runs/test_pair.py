@@ -16,14 +16,14 @@ def test_equal_families_offer_everything() -> None:
         "retinanet(backbone=narrow8, neck_channels=64)", f"retinanet({NARROW})", ["ant", "bee"]
     )
     data = describe_pair(student.info, teacher.info)
-    assert data["offered"] == ["fgbg", "global", "instance", "localization", "logits"] and not data["refused"]
+    assert {"fgbg", "global", "instance", "localization", "logits"} <= set(data["offered"]) and not data["refused"]
     assert all(level["adapter"] and not level["resized"] for level in data["levels"])
 
 
 def test_families_that_differ_offer_features_and_say_why_no_more() -> None:
     teacher, student = detectors_of(f"faster_rcnn({NARROW})", f"retinanet({NARROW})", ["ant", "bee"])
     data = describe_pair(student.info, teacher.info)
-    assert data["offered"] == ["fgbg", "global", "instance"]
+    assert {"fgbg", "global", "instance"} <= set(data["offered"]) and {"localization", "logits"} <= set(data["refused"])
     assert data["refused"]["logits"] == "kind differs: student dense, teacher region"
     assert [level["teacher_level"] for level in data["levels"]] == ["p3", "p4", "p5", "p6", None]
 
