@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 def test_imports_point_downwards() -> None:
     faults = [f"{found.where}: {why}" for file in FILES for found in imports_of(file) if (why := upward(found))]
     assert not faults, "imports must point to a lower floor:\n" + "\n".join(faults)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    names = {module_name(file) for file in FILES}
+    graph = {
+        module_name(file): {found.target for found in imports_of(file)} & names - {module_name(file)} for file in FILES
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("imports go in a circle: " + " < ".join(error.args[1]))
 
 
 def test_every_part_has_a_floor() -> None:
