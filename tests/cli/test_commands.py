@@ -102,6 +102,8 @@ def test_a_space_of_ones_own(invoke: Any, tmp_path: Path) -> None:
 
 def test_policies_are_listed_and_shown(invoke: Any, tmp_path: Path) -> None:
     assert [policy["policy"] for policy in answered(invoke("policies", "list", "--json"))] == list_policies()
+    lines = [line.split() for line in invoke("policies", "list").stdout.splitlines()]
+    assert any(line and line[0] == "pkd" and line[-1] == "exact" for line in lines)
     shown = answered(invoke("policies", "show", "pkd", "--json"))
     assert shown["terms"][0]["distance"] == "l2"
     assert shown["key"] == "global: norm_batch | l2 x 5"

@@ -13,7 +13,7 @@ app = typer.Typer(help="The shipped policies, and any policy file.", no_args_is_
 
 @app.command("list")
 def list_all(as_json: AsJson = False) -> None:
-    """List the policies that ship with the package."""
+    """List the policies that ship with the package, and which are the published loss exactly; show says why not."""
     with answering():
         from detkds.policy import list_policies, load_policy
 
@@ -26,11 +26,10 @@ def list_all(as_json: AsJson = False) -> None:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD)
-        for column in ("policy", "terms", "knowledge", "source"):
-            table.add_column(column, justify="right" if column == "terms" else "left", no_wrap=column == "policy")
+        for column in ("policy", "source", "fidelity"):
+            table.add_column(column, no_wrap=column != "source")
         for policy in policies:
-            kinds = ", ".join(term.to_dict()["knowledge"] for term in policy)
-            table.add_row(*map(escape, (policy.name, str(len(policy)), kinds, policy.source)))
+            table.add_row(*map(escape, (policy.name, policy.source, policy.fidelity.partition(":")[0] or "-")))
         stdout().print(table)
 
 
@@ -53,4 +52,5 @@ def show(
 
         console = stdout()
         console.print(policy_table(policy.to_dict(), policy.name or name))
-        console.print(Text("\n".join(line for line in (policy.source, f"canonical form: {policy.key}") if line)))
+        lines = (policy.source, policy.formula, policy.fidelity, f"canonical form: {policy.key}")
+        console.print(Text("\n".join(filter(None, lines))))
