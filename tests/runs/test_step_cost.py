@@ -86,3 +86,4 @@ def test_a_policy_that_fails_costs_nothing_known(setting: Setting, tmp_path: Pat
     bad = Policy([Term("global", (), "l2", 1e38)])
     plain, failed = step_costs(setting, [Policy(), bad], 0, tmp_path / "cost.jsonl")
     assert plain.seconds and failed.seconds is None and failed.failure and "DivergenceError" in failed.failure
+    assert len((tmp_path / "cost.jsonl").read_text().splitlines()) == 1

@@ -69,7 +69,8 @@ def step_costs(setting: Setting, policies: Sequence[Policy], seed: int, path: Pa
     wanted = {one.key: one for one in map(absolute, policies)}
     if missing := [one for key, one in wanted.items() if key not in known]:
         for key, cost in measure_costs(setting, missing, seed).items():
-            append_line(path, {"policy": key, "device": device, "cost": asdict(cost)})
+            if cost.failure is None:  # what failed, for want of memory perhaps, is tried again
+                append_line(path, {"policy": key, "device": device, "cost": asdict(cost)})
             known.setdefault(key, cost)
     return [known[absolute(one).key] for one in policies]
 
