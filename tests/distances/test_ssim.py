@@ -43,7 +43,7 @@ def loop(student: torch.Tensor, teacher: torch.Tensor, window: int = 11, sigma: 
     return result
 
 
-@pytest.mark.parametrize("size", [(13, 12), (7, 6), (1, 5), (2, 2)])
+@pytest.mark.parametrize("size", [(13, 12), (7, 6), (1, 5), (2, 2), (3, 70), (66, 12)])
 def test_matches_the_loop(size: tuple[int, int], generator: torch.Generator) -> None:
     student, teacher = torch.randn(2, 1, 2, *size, generator=generator)
     value = StructuralSimilarity()(Pair(student + teacher, teacher))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import prepared
@@ -14,6 +15,8 @@ from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 _K1, _K2, _LEAST_RANGE = 0.01, 0.03, 1e-3
+_LARGE = 64
+"""Cells along a side beyond which a map is convolved."""
 
 
 @DISTANCES.register("ssim")
@@ -70,15 +73,29 @@ class StructuralSimilarity:
 class _Blur:
     """Mean under a Gaussian window around each position, over the cells that lie on the map.
 
-    The window is separable and so is its mass on the map: one matrix product per axis, faster than convolution on
-    feature maps.
+    The window is separable and so is its mass on the map: one product per axis with a matrix on small maps, one
+    convolution per axis on a CPU's large ones, each where it is the faster.
     """
 
     def __init__(self, like: Tensor, window: int, sigma: float) -> None:
         self.rows, self.columns = (_window_shares(size, window, sigma, like) for size in like.shape[2:])
+        self.channels, self.reach = like.shape[1], window // 2
+        self.convolves = like.device.type == "cpu" and max(like.shape[2:]) > _LARGE
+        if self.convolves:
+            offsets = torch.arange(-self.reach, self.reach + 1, device=like.device, dtype=like.dtype)
+            self.kernel = torch.exp(-offsets.square() / (2 * sigma**2))
+            # The largest share in a row is that of the cell itself, 1 over the mass of the window there.
+            self.mass = (1 / self.rows.diagonal())[:, None] * (1 / self.columns.diagonal())
 
     def __call__(self, maps: Tensor) -> Tensor:
-        return self.rows @ maps @ self.columns.T
+        if not self.convolves:
+            return self.rows @ maps @ self.columns.T
+        down, across = (
+            self.kernel.view(1, 1, *shape).expand(self.channels, 1, *shape)
+            for shape in ((len(self.kernel), 1), (1, len(self.kernel)))
+        )
+        maps = functional.conv2d(maps, down, padding=(self.reach, 0), groups=self.channels)
+        return functional.conv2d(maps, across, padding=(0, self.reach), groups=self.channels) / self.mass
 
 
 def _window_shares(size: int, window: int, sigma: float, like: Tensor) -> Tensor:
