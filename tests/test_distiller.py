@@ -170,6 +170,8 @@ def test_shipped_policies_against_obvious_loops(name: str, reference: Callable[[
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+LEARNED = {"fkd"}
+"""Policies with learned parts that tell even equal outputs apart at first."""
 PINNED = {
     "cwd": [9.69946],
     "detkds/anchor-free": [4.55368, 2.2993, 2.31539, 3.75229, 1.58592],
@@ -178,6 +180,7 @@ PINNED = {
     "detkds/two-stage": [1.82147, 4.29894, 0.068398, 0.183733, 1.19996],
     "fitnets": [4.1871],
     "fitnets-gradient": [4.1871],
+    "fkd": [0.00288178, 0.00403714, 0.0393611, 0.00270669],
     "pkd": [20.7786],
     "skd": [4.02471],
 }
@@ -189,7 +192,7 @@ def test_shipped_policies_keep_their_values(name: str):
     assert [loss.item() for loss in losses.values()] == pytest.approx(PINNED[name], rel=1e-4), name
 
 
-@pytest.mark.parametrize("name", list_policies())
+@pytest.mark.parametrize("name", sorted(set(list_policies()) - LEARNED))
 def test_equal_outputs_lose_nothing(name: str):
     output = toy(3)
     for label, loss in run(absolute(name), output, output).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
 from detkds.arguments import check_arguments
+from detkds.knowledge.per_level import PerLevel
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, Kind, Pair
 
 
 @KNOWLEDGE.register("context")
@@ -39,29 +40,19 @@ class Context:
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The blocks of both sides, for maps of these channels."""
-        return _BothSides(channels.values(), self.ratio, generator)
+        return PerLevel(_BothSides(count, self.ratio, generator) for count in channels.values())
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         return None
 
 
 class _BothSides(nn.Module):
-    def __init__(self, channels: Iterable[int], ratio: float, generator: torch.Generator) -> None:
+    def __init__(self, channels: int, ratio: float, generator: torch.Generator) -> None:
         super().__init__()
-        counts = list(channels)
-        self.student, self.teacher = (
-            nn.ModuleList(ContextBlock(count, ratio, generator) for count in counts) for _ in range(2)
-        )
+        self.student, self.teacher = (ContextBlock(channels, ratio, generator) for _ in range(2))
 
-    def forward(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        for level, ours, theirs in zip(levels, self.student, self.teacher, strict=True):
-            yield Pair(ours(student.features[level]), theirs(teacher.features[level]), teacher_learns=True)
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Pair]:
+        return (Pair(self.student(student), self.teacher(teacher), teacher_learns=True),)
 
 
 class ContextBlock(nn.Module):
