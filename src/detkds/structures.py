@@ -89,6 +89,8 @@ class Layout:
         anchor_key: equal for two dense detectors exactly when their anchors are the same boxes, or the same points and
             strides where the regression is ``sides``.
         class_names: in label order, so that classes are compared by name; empty where they have none.
+        bins: equal for two detectors exactly when they predict the sides of boxes as distributions over the same
+            distances; empty where they predict none.
     """
 
     kind: Literal["dense", "region", "query", "none"] = "none"
@@ -98,6 +100,7 @@ class Layout:
     regression: Literal["deltas", "sides", "centre", "none"] = "none"
     anchor_key: str = ""
     class_names: tuple[str, ...] = ()
+    bins: str = ""
 
     def mismatch(self, teacher: Layout, *, boxes: bool = False) -> str | None:
         """Why responses cannot be compared with a teacher's row by row; None where they can.
@@ -133,11 +136,13 @@ class DetectorInfo:
         features: its pyramid levels by name.
         layout: of its responses.
         masks: whether it predicts instance masks, and needs ``masks`` in its targets.
+        regions: which regions its outputs can mark in training; see :attr:`DetectorOutput.region`.
     """
 
     features: Mapping[str, FeatureSpec]
     layout: Layout = Layout()
     masks: bool = False
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,9 @@ class DetectorOutput:
         proposals: per image ``(R_i, 4)``, the regions that the region responses belong to (region only).
         respond_at: a function from proposals to :class:`RegionResponse` over this pass's features (region only), so
             that a teacher can be asked about the student's proposals without a second forward pass.
+        region: a function from the name of a region to a weight for every anchor, ``{level: (N, 1, A, H, W)}``, where
+            there were targets: ``main`` has 1 at the anchors that the detector's own losses take for an object, and
+            ``vlr`` their IoU at those that lie around, the valuable localization region of LD (Zheng et al. 2022).
     """
 
     features: dict[str, Tensor]
@@ -179,6 +187,7 @@ class DetectorOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
     proposals: list[Tensor] | None = None
     respond_at: Callable[[list[Tensor]], RegionResponse] | None = None
+    region: Callable[[str], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,9 +209,11 @@ class Pair:
         kind: what the numbers mean.
         weight: None (all positions count alike), or non-negative and broadcastable to the tensors: size 1 at
             dimension 1 for a weight per position, full size for a weight per element.
-        divisor: what weighted sums are divided by, in place of the sum of the weights.
+        divisor: what weighted sums are divided by, whatever the distance divides them by else.
         factor: what the level's loss is multiplied by (the background half of ``fgbg`` is 0.5).
         decoded: student and teacher boxes in pixels, shaped like the tensors; what ``decode`` puts in their place.
+        distributions: logits ``(N, 4, bins, ...)`` of both over the distances of the four sides; what ``edges`` puts
+            in their place.
         generator: where random transforms draw from, so that both sides and every candidate share the draw.
         teacher_learns: whether the teacher's side went through learned parts, so that it has a gradient too.
     """
@@ -214,6 +225,7 @@ class Pair:
     divisor: Tensor | float | None = None
     factor: float = 1.0
     decoded: tuple[Tensor, Tensor] | None = None
+    distributions: tuple[Tensor, Tensor] | None = None
     generator: torch.Generator | None = None
     teacher_learns: bool = False
 

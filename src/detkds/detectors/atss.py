@@ -25,13 +25,37 @@ def match_adaptively(anchors: Sequence[Tensor], objects: Objects, candidates: in
     return torch.cat([_match(anchors, rows, objects, part, candidates) for part in objects.chunks(len(rows))])
 
 
+def valuable_region(anchors: Sequence[Tensor], objects: Objects, candidates: int = 9, share: float = 0.25) -> Tensor:
+    """The valuable localization region of LD (Zheng et al., CVPR 2022, Algorithm 1): weights ``(N, M)`` of anchors.
+
+    An anchor is of an object's region where their DIoU is at least ``share`` times the IoU from which anchors match the
+    object, and below it. Its weight is the IoU, the highest of all objects whose region it is of, as in the authors'
+    code; others weigh 0.
+    """
+    rows = torch.cat(list(anchors))
+    parts = objects.chunks(len(rows))
+    return torch.cat([_valuable(anchors, rows, objects, part, candidates, share) for part in parts])
+
+
+def _valuable(
+    anchors: Sequence[Tensor], rows: Tensor, objects: Objects, part: slice, candidates: int, share: float
+) -> Tensor:
+    boxes, valid = objects.boxes[part, :, None], objects.valid[part, :, None]  # (n, G, 1, 4), (n, G, 1)
+    threshold = _threshold(paired_iou(rows[_nearest(anchors, boxes.squeeze(2), candidates)], boxes))
+    iou = paired_iou(rows, boxes)  # (n, G, M)
+    outer = torch.maximum(rows[:, 2:], boxes[..., 2:]) - torch.minimum(rows[:, :2], boxes[..., :2])
+    offset = (_centre(rows) - _centre(boxes)).square().sum(-1)
+    distance = offset / outer.square().sum(-1).clamp_min(torch.finfo(outer.dtype).tiny)
+    inside = (iou - distance >= share * threshold) & (iou - distance < threshold) & valid
+    return iou.masked_fill(~inside, 0.0).amax(1)
+
+
 def _match(anchors: Sequence[Tensor], rows: Tensor, objects: Objects, part: slice, candidates: int) -> Tensor:
     boxes, valid = objects.boxes[part], objects.valid[part]
     chosen = _nearest(anchors, boxes, candidates)  # (n, G, C)
     near = rows[chosen]  # (n, G, C, 4)
     iou = paired_iou(near, boxes[:, :, None])
-    deviation, mean = torch.std_mean(iou, dim=-1, keepdim=True, correction=min(1, iou.shape[-1] - 1))
-    fits = (iou >= mean + deviation) & _centre_inside(near, boxes[:, :, None]) & valid[..., None]
+    fits = (iou >= _threshold(iou)) & _centre_inside(near, boxes[:, :, None]) & valid[..., None]
 
     # Candidates of all objects of an image in one row, and for each anchor the best that chose it.
     images, most = valid.shape
@@ -43,6 +67,12 @@ def _match(anchors: Sequence[Tensor], rows: Tensor, objects: Objects, part: slic
     first = number.new_full((images, len(rows)), most).scatter_reduce(1, chosen, claims, "amin")
     matched = first.masked_fill(first == most, BACKGROUND)
     return ignore_crowds(matched, rows, None if objects.crowds is None else objects.crowds[part])
+
+
+def _threshold(iou: Tensor) -> Tensor:
+    """The IoU ``(n, G, 1)`` from which an object's candidates match it, from theirs ``(n, G, C)``."""
+    deviation, mean = torch.std_mean(iou, dim=-1, keepdim=True, correction=min(1, iou.shape[-1] - 1))
+    return mean + deviation
 
 
 def _nearest(anchors: Sequence[Tensor], boxes: Tensor, candidates: int) -> Tensor:

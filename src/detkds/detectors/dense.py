@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkds.detectors.base import Detector
+from detkds.detectors.matching import Objects
 from detkds.detectors.pyramid import AnchorGrid, Pyramid, full_precision
-from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout
+from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout, Target
 
 
 class DenseModel(nn.Module):
@@ -34,9 +36,12 @@ class DenseDetector(Detector):
     ``bbox_distribution (N, M, 4 bins)``. Images are normalised and resized elsewhere.
 
     Attributes:
+        regions: the names of the regions that an output can mark.
         responses: whether a pass in evaluation mode runs the head. Set it to False on a frozen teacher whose
             features alone are imitated: the head is most of the cost of a pass. ``predict`` is not affected.
     """
+
+    regions: ClassVar[tuple[str, ...]] = ("main",)
 
     def __init__(
         self,
@@ -53,12 +58,22 @@ class DenseDetector(Detector):
         self.responses = True
         strides: dict[str, int] = self.model.backbone.strides
         self.info = DetectorInfo(
-            {level: FeatureSpec(self.model.backbone.out_channels, stride) for level, stride in strides.items()}, layout
+            {level: FeatureSpec(self.model.backbone.out_channels, stride) for level, stride in strides.items()},
+            layout,
+            regions=self.regions,
         )
 
     @abstractmethod
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """The detector's own losses; ``heads`` hold ``(N, M, ...)`` rows, ``anchors`` ``(H W A, 4)`` per level."""
+
+    @abstractmethod
+    def match(self, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """The object of each anchor, ``(N, M)`` indices as in :mod:`detkds.detectors.matching`."""
+
+    def region(self, name: str, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """The weights ``(N, M)`` of one of :attr:`regions`; see :attr:`DetectorOutput.region`."""
+        return (self.match(heads, anchors, objects) >= 0).to(objects.boxes.dtype)
 
     @abstractmethod
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
@@ -83,6 +98,7 @@ class DenseDetector(Detector):
         output.boxes = self._per_level(self.decode(heads["bbox_regression"], torch.cat(anchors)), features)
         if self.training and batch.targets is not None:
             output.losses = self.losses(heads, anchors, batch)
+            output.region = self._regions(heads, anchors, batch.targets, features)
         return output
 
     def predict(self, batch: Batch) -> list[Detections]:
@@ -111,6 +127,23 @@ class DenseDetector(Detector):
         levels = list(features.values())
         heads: dict[str, Tensor] = self.model.head(levels)
         return {name: full_precision(rows) for name, rows in heads.items()}, self.grid(levels)
+
+    def _regions(
+        self,
+        heads: dict[str, Tensor],
+        anchors: list[Tensor],
+        targets: Sequence[Target],
+        features: dict[str, Tensor],
+    ) -> Callable[[str], Mapping[str, Tensor]]:
+        """What marks the regions of this pass, each worked out once and only where somebody asks."""
+
+        @cache
+        @torch.no_grad()
+        def marked(name: str) -> Mapping[str, Tensor]:
+            rows = self.region(name, heads, anchors, Objects.collect(targets))
+            return self._per_level(rows[..., None], features)
+
+        return marked
 
     def _per_level(self, rows: Tensor, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rows ``(N, sum of H W A, C)`` as views ``{level: (N, C, A, H, W)}``."""

@@ -97,14 +97,18 @@ class FCOS(DenseDetector):
         """Move the four sides ``(N, M, 4)`` away from the points of ``anchors (M, 4)``."""
         return self.model.box_coder.decode(regression, anchors)
 
+    def match(self, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """By the centre and the size of objects; see :func:`match_by_centre`."""
+        radius = self.model.center_sampling_radius
+        return match_by_centre(torch.cat(anchors), objects, radius, len(anchors[0]), len(anchors[-1]))
+
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """torchvision's losses over all positive points of the batch; points in crowd regions are left out."""
         if batch.targets is None:
             return {}
         objects = Objects.collect(batch.targets)
         boxes = torch.cat(anchors)
-        radius = self.model.center_sampling_radius
-        matched = match_by_centre(boxes, objects, radius, len(anchors[0]), len(anchors[-1]))
+        matched = self.match(heads, anchors, objects)
         if objects.crowds is not None:
             silent = (matched == IGNORED)[..., None]
             heads = {**heads, "cls_logits": heads["cls_logits"].masked_fill(silent, _SILENT_LOGIT)}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops.misc import Conv2dNormActivation
 
-from detkds.detectors.atss import match_adaptively
+from detkds.detectors.atss import match_adaptively, valuable_region
 from detkds.detectors.backbones import build_backbone
 from detkds.detectors.dense import DenseDetector, DenseModel, head_norm
 from detkds.detectors.matching import IGNORED, Objects, paired_iou
@@ -61,6 +61,8 @@ class GFL(DenseDetector):
         mean, std: input normalisation; None means the body's own.
     """
 
+    regions: ClassVar[tuple[str, ...]] = ("main", "vlr")
+
     def __init__(
         self,
         class_names: Sequence[str],
@@ -95,7 +97,8 @@ class GFL(DenseDetector):
         grid = AnchorGrid([(_ANCHOR_SCALE * stride,) for stride in strides], [(1.0,)] * len(strides), strides)
         classes = len(class_names)
         head = GFLHead(neck_channels, classes, head_convs, reg_max, len(strides))
-        layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.points_key, tuple(class_names))
+        names, bins = tuple(class_names), f"0 to {reg_max} strides"
+        layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.points_key, names, bins)
         model = DenseModel(one_stage_pyramid(body, neck_channels, p6_from), head)
         super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
         self._suppress = Suppression(score_threshold, nms_threshold, topk_candidates, max_detections)
@@ -106,12 +109,22 @@ class GFL(DenseDetector):
         offsets = regression * strides
         return torch.cat((points - offsets[..., :2], points + offsets[..., 2:]), dim=-1)
 
+    def match(self, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """Adaptive sample selection; see :func:`match_adaptively`."""
+        return match_adaptively(anchors, objects)
+
+    def region(self, name: str, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """See :meth:`DenseDetector.region` and :func:`valuable_region`."""
+        if name == "vlr":
+            return valuable_region(anchors, objects)
+        return super().region(name, heads, anchors, objects)
+
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """The three losses over all positives of the batch; background in crowd regions is left out."""
         if batch.targets is None:
             return {}
         objects = Objects.collect(batch.targets)
-        matched = match_adaptively(anchors, objects)
+        matched = self.match(heads, anchors, objects)
         images, rows = (matched >= 0).nonzero(as_tuple=True)
         indices = matched[images, rows]
         own, truth = torch.cat(anchors)[rows], objects.boxes[images, indices]

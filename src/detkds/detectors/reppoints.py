@@ -119,6 +119,11 @@ class RepPoints(DenseDetector):
         low, high = (regression * strides[:, None]).split(2, dim=-1)
         return torch.cat((points - low, points + high), dim=-1)
 
+    def match(self, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """The initial boxes by IoU; see :func:`match_by_iou`."""
+        initial = self.decode(heads["initial_regression"].detach(), torch.cat(anchors))
+        return match_by_iou(initial, objects, *self._thresholds)
+
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """The three losses; see the class. Initial boxes in crowd regions are left out of ``classification``."""
         if batch.targets is None:
@@ -128,7 +133,7 @@ class RepPoints(DenseDetector):
         points, strides = _cells(cells)
         nearest = match_nearest_point(points, strides, objects, _BASE_SCALE)  # (N, M)
         initial = heads["initial_regression"]
-        matched = match_by_iou(self.decode(initial.detach(), cells), objects, *self._thresholds)  # (N, M)
+        matched = self.match(heads, anchors, objects)  # (N, M)
 
         logits = heads["cls_logits"]
         images, rows = (matched >= 0).nonzero(as_tuple=True)

@@ -35,6 +35,7 @@ class Rescaled(Detector):
             {level: FeatureSpec(spec.channels, spec.stride / self.scale) for level, spec in info.features.items()},
             replace(info.layout, anchor_key=key),
             info.masks,
+            info.regions,
         )
 
     @property

@@ -118,13 +118,17 @@ class RetinaNet(DenseDetector):
         rows = anchors.repeat(len(regression), 1)
         return self.model.box_coder.decode_single(regression.flatten(0, 1), rows).view_as(regression)
 
+    def match(self, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """By IoU; see :func:`match_by_iou`."""
+        return match_by_iou(torch.cat(anchors), objects, *self._thresholds)
+
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Focal loss and L1 of the deltas, each over an image's matched anchors, averaged over images."""
         if batch.targets is None:
             return {}
         objects = Objects.collect(batch.targets)
         boxes = torch.cat(anchors)
-        matched = match_by_iou(boxes, objects, *self._thresholds)  # (N, M)
+        matched = self.match(heads, anchors, objects)  # (N, M)
         logits, deltas = heads["cls_logits"], heads["bbox_regression"]
         foreground = matched >= 0
         images, rows = foreground.nonzero(as_tuple=True)

@@ -129,7 +129,14 @@ class TransformersDetector(Detector):
             raise ConfigError(f"{family}: config: expected levels of different strides, got {strides}")
         self.info = DetectorInfo(
             levels,
-            Layout("query", facts.activation, len(class_names), regression="centre", class_names=tuple(class_names)),
+            Layout(
+                "query",
+                facts.activation,
+                len(class_names),
+                regression="centre",
+                class_names=tuple(class_names),
+                bins=_bins(model.config) if facts.distribution else "",
+            ),
         )
 
     def draw_from(self, generator: torch.Generator | None) -> None:
@@ -257,6 +264,11 @@ class TransformersDetector(Detector):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(seed))
             yield
+
+
+def _bins(config: Any) -> str:
+    """What the bins of the sides' distributions stand for: distances from a first box of the query's own."""
+    return f"{config.max_num_bins} of scale {config.reg_scale:g} up to {config.up:g}"
 
 
 def _build(family: str, class_names: Sequence[str], options: Mapping[str, Any]) -> TransformersDetector:
