@@ -257,6 +257,12 @@ def test_foreign_knowledge_may_weigh_channels() -> None:
     assert canonical_steps("fgbg(background=1)", ("minmax",), "pearson") == ((), "pearson", 1.0)
 
 
+def test_sums_over_rows_and_over_elements_are_not_one_loss() -> None:
+    for knowledge in ("logits(per=positive)", "localization(per=batch)"):
+        assert canonical_steps(knowledge, ("norm(C)",), "l2") == (("norm(C)",), "l2", 1.0)
+    assert canonical_steps("logits(weights=confidence)", ("norm(C)",), "l2") == ((), "pearson", 2.0)
+
+
 def test_unreadable_expression_is_refused() -> None:
     with pytest.raises(UserError, match="expected an expression"):
         canonical_steps("global", ("scale(2",), "l1")

@@ -76,7 +76,7 @@ def canonical_steps(knowledge: str, transforms: tuple[str, ...], distance: str) 
     if measure.name == "smooth_l1" and measure.plain and bounded and measure["beta"] >= 1:
         # Numbers in [0, 1] never differ by more than beta: d^2 / (2 beta).
         measure, factor = _Step.parse("l2"), 1 / (2 * measure["beta"])
-    if parse_expression(knowledge)[0] in _WEIGHTED_BY_POSITION:
+    if _takes_means_by_position(knowledge):
         chain = _Chain.of(steps, measure)
         if chain is not None:
             chain.simplify()
@@ -224,6 +224,12 @@ class _Chain:
 
     def _scale_is(self, *names: str) -> bool:
         return self.scale is None or self.scale.name in names
+
+
+def _takes_means_by_position(knowledge: str) -> bool:
+    """Whether the loss is a mean under a weight per position: a sum over elements and one over rows would differ."""
+    name, _, arguments = parse_expression(knowledge)
+    return name in _WEIGHTED_BY_POSITION and arguments.get("per", "weight") == "weight"
 
 
 def _literal(value: Any) -> str:

@@ -64,6 +64,7 @@ def pair_of(student: torch.Tensor, teacher: torch.Tensor, kind: Kind, weight: to
         kind=kind,
         weight=weight,
         decoded=(student * 2, teacher * 2),
+        distributions=(torch.stack([student, -student], 2), torch.stack([teacher, -teacher], 2)),
         generator=torch.Generator().manual_seed(3),
     )
 

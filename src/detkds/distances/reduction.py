@@ -34,12 +34,12 @@ def element_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor], p
 
     Args:
         per: ``element`` is their mean; ``position`` sums over dimension 1 and takes the mean over the positions;
-            ``image`` is the sum over everything, divided by the size of dimension 0.
+            ``image`` is the sum over everything, divided by the size of dimension 0. A pair's divisor goes before.
     """
     pair = prepared(pair)
     values = distance(pair.student, pair.teacher)
     weight = pair.weight
-    if per == "element":
+    if per == "element" or pair.divisor is not None:
         return pair.mean(values)
     if weight is None or weight.shape[1] == 1:
         values = values.sum(1, keepdim=True)  # before the weights, which are the same for all of them

@@ -9,9 +9,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from detkds.alignment import response_mismatch
-from detkds.knowledge.responses import REGION, confidence, response_levels, valid_positions
+from detkds.arguments import check_arguments
+from detkds.knowledge.responses import (
+    REGION,
+    Per,
+    Weights,
+    position_weights,
+    response_levels,
+    weight_divisor,
+    weighting_refusal,
+)
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, DetectorOutput, Kind, Layout, Pair, Target
 
 
 @KNOWLEDGE.register("localization")
@@ -19,8 +28,14 @@ from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 class Localization:
     """The regression numbers of each position: ``(N, 4, A, H, W)`` per level, ``(R, 4)`` of a region or query head.
 
-    A position counts by the teacher's confidence there, max over classes; padding counts 0. A class-wise region head
-    is read at the class the teacher finds likeliest. The decoded boxes travel along for the transform ``decode``.
+    A class-wise region head is read at the class the teacher finds likeliest. The decoded boxes travel along for the
+    transform ``decode`` and, where both detectors predict them over the same bins, the distributions of the sides for
+    ``edges``.
+
+    Args:
+        weights: what a position counts; see :data:`detkds.knowledge.responses.Weights`.
+        per: what the weighted sum is divided by; see :data:`detkds.knowledge.responses.Per`.
+        bins: whether to refuse detectors without distributions over the same bins.
 
     Source: DetKDS section 3.1 and Table 2; weights as in CrossKD (Wang et al., 2024). The paper gives no formula for
         transform and distance together; here transformed numbers are distances to the four sides of a box, so that
@@ -30,6 +45,13 @@ class Localization:
     name: ClassVar[str]
     yields: ClassVar[Kind] = "regression"
 
+    weights: Weights = "confidence"
+    per: Per = "weight"
+    bins: bool = False
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
     def __call__(
         self,
         student: DetectorOutput,
@@ -37,24 +59,40 @@ class Localization:
         targets: Sequence[Target] | None,
         levels: Mapping[str, float],
     ) -> Iterator[Pair]:
+        divisor = weight_divisor(self.per, student)
+        distributed = _bins_mismatch(student.layout, teacher.layout) is None
         for level, stride in response_levels(student, levels).items():
             read = _reader(teacher, level)
             # A head's rows come as a permuted view, over which all that follows would be slow.
             ours, theirs = (read(side.regression[level]).contiguous() for side in (student, teacher))
-            weight = confidence(teacher, level).detach()
-            valid = valid_positions(student, ours, stride)
             yield Pair(
                 ours,
                 theirs,
                 kind="regression",
-                weight=weight if valid is None else weight * valid,
+                weight=position_weights(self.weights, student, teacher, level, stride),
+                divisor=divisor,
                 decoded=(read(student.boxes[level]), read(teacher.boxes[level])),
+                distributions=(
+                    (student.box_distribution[level], teacher.box_distribution[level]) if distributed else None
+                ),
             )
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         if "none" in (student.layout.regression, teacher.layout.regression):
             return "one of the detectors offers no box regression"
-        return response_mismatch(student, teacher, boxes=True)
+        if (reason := response_mismatch(student, teacher, boxes=True)) is not None:
+            return reason
+        if self.bins and (reason := _bins_mismatch(student.layout, teacher.layout)) is not None:
+            return reason
+        return weighting_refusal(self.weights, self.per, student)
+
+
+def _bins_mismatch(student: Layout, teacher: Layout) -> str | None:
+    """Why the distributions of the sides cannot be compared; None where they can."""
+    if student.bins and student.bins == teacher.bins:
+        return None
+    ours, theirs = (layout.bins or "none" for layout in (student, teacher))
+    return f"the sides are not distributions over the same bins: student {ours}, teacher {theirs}"
 
 
 def _reader(teacher: DetectorOutput, level: str) -> Callable[[Tensor], Tensor]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import ClassVar, Literal
 
 from detkds.alignment import response_mismatch
-from detkds.knowledge.responses import confidence, response_levels, valid_positions
+from detkds.arguments import check_arguments
+from detkds.knowledge.responses import (
+    Per,
+    Weights,
+    position_weights,
+    response_levels,
+    weight_divisor,
+    weighting_refusal,
+)
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 
@@ -19,8 +25,13 @@ from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 class Logits:
     """Raw class logits: ``(N, K, A, H, W)`` per level of a dense head, ``(R, K+1)`` of a region or query head.
 
-    Anchors on padding carry weight 0. A region teacher is asked about the student's own proposals, so that both speak
-    of the same regions. Matched object queries, most of which see background, count by the teacher's confidence.
+    A region teacher is asked about the student's own proposals, so that both speak of the same regions. Matched object
+    queries, most of which see background, count by the teacher's confidence where no other weights are asked for.
+
+    Args:
+        weights: what a position counts; see :data:`detkds.knowledge.responses.Weights`.
+        per: what the weighted sum is divided by; see :data:`detkds.knowledge.responses.Per`.
+        scores: the kind of scores that the policy is for; heads of the other kind are refused.
 
     Source: DetKDS section 3.1; shared proposals as in DIST and MasKD (Huang et al., 2022, 2023); the weights of queries
         as in KD-DETR (Wang et al., CVPR 2024).
@@ -30,6 +41,13 @@ class Logits:
     name: ClassVar[str]
     yields: ClassVar[Kind] = "logits"
 
+    weights: Weights = "valid"
+    per: Per = "weight"
+    scores: Literal["any", "sigmoid", "softmax"] = "any"
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
     def __call__(
         self,
         student: DetectorOutput,
@@ -37,13 +55,16 @@ class Logits:
         targets: Sequence[Target] | None,
         levels: Mapping[str, float],
     ) -> Iterator[Pair]:
+        weights = "confidence" if (student.layout.kind, self.weights) == ("query", "valid") else self.weights
+        divisor = weight_divisor(self.per, student)
         for level, stride in response_levels(student, levels).items():
             ours, theirs = student.logits[level].contiguous(), teacher.logits[level].contiguous()
-            if student.layout.kind == "query":
-                weight: Tensor | None = confidence(teacher, level).detach()
-            else:
-                weight = valid_positions(student, ours, stride)
-            yield Pair(ours, theirs, kind="logits", weight=weight)
+            weight = position_weights(weights, student, teacher, level, stride)
+            yield Pair(ours, theirs, kind="logits", weight=weight, divisor=divisor)
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return response_mismatch(student, teacher)
+        if (reason := response_mismatch(student, teacher)) is not None:
+            return reason
+        if self.scores not in ("any", student.layout.activation):
+            return f"scores={self.scores} is for heads of such scores, not for {student.layout.activation}"
+        return weighting_refusal(self.weights, self.per, student)
