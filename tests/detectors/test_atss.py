@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detkds.detectors import matching
-from detkds.detectors.atss import match_adaptively
+from detkds.detectors.atss import match_adaptively, valuable_region
 from detkds.detectors.matching import BACKGROUND, IGNORED, Objects
 from detkds.structures import Target
 
@@ -133,3 +133,43 @@ def test_a_centre_on_the_edge_is_outside() -> None:
     edge, within = torch.tensor([[4.0, 0, 12, 8]]), torch.tensor([[3.9, 0, 12, 8]])
     assert match_adaptively([level], Objects.collect([_target(edge)]), 1).tolist() == [[BACKGROUND] * 2]
     assert match_adaptively([level], Objects.collect([_target(within)]), 1).tolist() == [[0, BACKGROUND]]
+
+
+def _slow_region(levels: list[Tensor], target: Target) -> list[float]:
+    """LD's region, object by object: DIoU from a quarter of the IoU threshold up to it, weighted by IoU."""
+    anchors = torch.cat(levels).tolist()
+    weights = [0.0] * len(anchors)
+    for box in target["boxes"].tolist():
+        overlaps, centre = [], ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        for level in levels:
+            near = sorted(level.tolist(), key=lambda one: math.dist(centre, _middle(one)))[:9]
+            overlaps += [_iou(one, box) for one in near]
+        mean = sum(overlaps) / len(overlaps)
+        threshold = mean + math.sqrt(sum((one - mean) ** 2 for one in overlaps) / (len(overlaps) - 1))
+        for row, anchor in enumerate(anchors):
+            outer = [min(anchor[0], box[0]), min(anchor[1], box[1]), max(anchor[2], box[2]), max(anchor[3], box[3])]
+            diagonal = (outer[2] - outer[0]) ** 2 + (outer[3] - outer[1]) ** 2
+            diou = _iou(anchor, box) - math.dist(centre, _middle(anchor)) ** 2 / diagonal
+            if 0.25 * threshold <= diou < threshold:
+                weights[row] = max(weights[row], _iou(anchor, box))
+    return weights
+
+
+def _middle(box: list[float]) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _iou(one: list[float], other: list[float]) -> float:
+    shared = _shared(one, other)
+    return shared / (_area(one) + _area(other) - shared)
+
+
+def test_valuable_region_equals_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    levels = _grid([8, 16, 32], 96)
+    targets = [_target(_objects(count, generator)) for count in (3, 0, 1)]
+    expected = torch.tensor([_slow_region(levels, target) for target in targets])
+    assert (expected[0] > 0).sum() > 3 and not expected[1].any()
+    torch.testing.assert_close(valuable_region(levels, Objects.collect(targets)), expected)
+    monkeypatch.setattr(matching, "_MOST_PAIRS", 1)  # image by image
+    torch.testing.assert_close(valuable_region(levels, Objects.collect(targets)), expected)

@@ -89,6 +89,21 @@ def test_student_without_targets_gives_responses_but_no_losses(name: str, small:
     assert output.losses == {} and output.logits and output.boxes
 
 
+def test_marks_the_regions_it_names(name: str, small: Build, batch: Batch) -> None:
+    detector = small(name).train()
+    output = _run(detector, batch)
+    assert _run(detector, replace(batch, targets=None)).region is None
+    for region in detector.info.regions:
+        assert output.region is not None
+        marked = output.region(region)
+        assert {level: (len(one), 1, *one.shape[2:]) for level, one in output.logits.items()} == {
+            level: tuple(weights.shape) for level, weights in marked.items()
+        }
+        assert all((weights >= 0).all() and (weights <= 1).all() for weights in marked.values())
+        assert any(weights.any() for weights in marked.values())
+        assert not any(weights.requires_grad for weights in marked.values())
+
+
 def test_body_and_head_run_once(name: str, small: Build, batch: Batch) -> None:
     detector = small(name)
     calls: list[str] = []

@@ -26,7 +26,7 @@ def match_adaptively(anchors: Sequence[Tensor], objects: Objects, candidates: in
 
 
 def valuable_region(anchors: Sequence[Tensor], objects: Objects, candidates: int = 9, share: float = 0.25) -> Tensor:
-    """The valuable localization region of LD (Zheng et al., CVPR 2022, Algorithm 1): weights ``(N, M)`` of anchors.
+    """The valuable localization region of LD (Zheng et al., CVPR 2022): weights ``(N, M)`` of anchors.
 
     An anchor is of an object's region where their DIoU is at least ``share`` times the IoU from which anchors match the
     object, and below it. Its weight is the IoU, the highest of all objects whose region it is of, as in the authors'
