@@ -129,3 +129,56 @@ def test_refusals_say_why(changes: dict, logits: str | None, boxes: str | None):
     for knowledge, expected in ((Logits(), logits), (Localization(), boxes)):
         reason = knowledge.refusal(student, teacher)
         assert reason is None if expected is None else reason is not None and reason.startswith(expected)
+
+
+# ---------------------------------------------------------------------------------------------- weights and divisors
+
+
+def marked(output: DetectorOutput) -> DetectorOutput:
+    """Two positives in the first image and none in the second; around, one anchor of weight 0.25."""
+    main = {level: torch.zeros_like(value[:, :1]) for level, value in output.logits.items()}
+    main["p3"][0, 0, 1, 2, 3] = main["p4"][0, 0, 0, 1, 1] = 1
+    vlr = {level: 0.25 * value.roll(1, -1) for level, value in main.items()}
+    return replace(output, region={"main": main, "vlr": vlr}.__getitem__)
+
+
+@pytest.mark.parametrize("knowledge", [Logits, Localization])
+def test_weights_by_difference_and_by_region(knowledge: type, output, strides):
+    student, teacher = marked(output(0)), output(1)
+
+    def weights(name: str) -> torch.Tensor:
+        return next(iter(knowledge(weights=name)(student, teacher, None, strides))).weight
+
+    p, q = (side.logits["p3"][0, :, 1, 2, 3].sigmoid() for side in (teacher, student))
+    assert weights("difference")[0, 0, 1, 2, 3].item() == pytest.approx((p - q).abs().max().item())
+    assert weights("positive")[0, 0, 1, 2, 3] == 1 and weights("positive").sum() == 1
+    assert weights("main")[0, 0, 1, 2, 3].item() == pytest.approx(q.max().item())
+    assert weights("vlr")[0, 0, 1, 2, 4] == 0.25 and weights("vlr").sum() == 0.25
+    assert weights("cells") is None
+    assert (weights("difference")[1, :, :, 5:] == 0).all() and not weights("difference").requires_grad
+
+
+@pytest.mark.parametrize("knowledge", [Logits, Localization])
+def test_sums_are_divided_by_positives_of_which_an_image_has_one_at_least(knowledge: type, output, strides):
+    student, teacher = marked(output(0)), output(1)
+    for per, expected in (("positive", 3), ("batch", 1), ("weight", None)):
+        pairs = list(knowledge(per=per)(student, teacher, None, strides))
+        assert [pair.divisor for pair in pairs] == [expected] * 2
+
+
+def test_regions_need_a_pass_with_targets(output, strides):
+    for knowledge in (Logits(per="positive"), Logits(weights="positive"), Localization(weights="vlr")):
+        with pytest.raises(ValueError, match="marks no region"):
+            list(knowledge(output(0), output(1), None, strides))
+
+
+def test_distributions_travel_where_their_bins_agree(output, strides):
+    def with_bins(one: DetectorOutput, bins: str) -> DetectorOutput:
+        logits = {level: torch.stack([value, -value], 2) for level, value in one.regression.items()}
+        return replace(one, layout=replace(one.layout, bins=bins), box_distribution=logits)
+
+    student = with_bins(output(0), "0 to 1")
+    [pair, _] = Localization()(student, with_bins(output(1), "0 to 1"), None, strides)
+    assert pair.distributions is not None and pair.distributions[0] is student.box_distribution["p3"]
+    for other in (with_bins(output(1), "0 to 2"), output(1)):
+        assert all(pair.distributions is None for pair in Localization()(student, other, None, strides))

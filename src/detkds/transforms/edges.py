@@ -20,7 +20,7 @@ class Edges:
     localization distillation.
 
     Shapes:  (N, 4, A, H, W) -> (N, bins, 4, A, H, W), (R, 4) -> (R, bins, 4)
-    Source:  LD (Zheng et al., CVPR 2022), section 3.1.
+    Source:  LD (Zheng et al., CVPR 2022).
 
     Raises:
         PairError: the detectors do not both predict distributions over the same bins.
