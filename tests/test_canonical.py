@@ -51,11 +51,11 @@ def built(text: str, distance: bool = False) -> Any:
 
 # Arguments under which a rule would be wrong; what they do follows the number of rows, which reshaping changes.
 UNPLAIN = space(
-    ("", "satt", "mask"),
-    ("", "scale(1)", "local(2)", "win(2)"),
-    ("", "norm(C)", "norm(N)", "minmax"),
+    ("", "satt(source=teacher)", "catt(source=teacher)", "focal", "mask"),
+    ("", "scale(1)", "local(2)"),
+    ("", "norm(C)", "norm(HW)", "minmax"),
     ("", "reshape(C)"),
-    distances=tuple(f"{name}(per={per})" for name in ELEMENTWISE for per in ("position", "image")),
+    distances=("l1", "l1(per=position)", "l2(per=image)", "smooth_l1(per=image)", "pearson"),
 )
 
 
@@ -201,6 +201,8 @@ def test_counts_of_the_logits_space() -> None:
         (("scale(1)", "norm(C)", "reshape(C)"), "l2(per=image)", (("norm(C)", "reshape(C)"), "l2(per=image)")),
         (("minmax",), "smooth_l1(1, position)", (("minmax",), "smooth_l1(per=position)")),
         (("local(2)",), "l1(per=element)", ((), "l1")),
+        (("catt(source=teacher)", "norm(HW)"), "l1", (("catt(source=teacher)", "norm(HW)"), "l1")),
+        (("focal", "scale(1)"), "pearson", (("focal",), "pearson")),
     ],
 )
 def test_rules(transforms: tuple[str, ...], distance: str, expected: Point) -> None:

@@ -14,8 +14,8 @@ from detkds.registry import parse_expression
 # The arguments of the pieces that the rules look at, in order; a piece that is not named here is never rewritten.
 _REQUIRED = object()
 _SIGNATURES: dict[str, dict[str, Any]] = {
-    "satt": {"tau": 0.5, "power": 0.5},
-    "catt": {"tau": 0.5, "power": 0.5},
+    "satt": {"tau": 0.5, "power": 0.5, "source": "own"},
+    "catt": {"tau": 0.5, "power": 0.5, "source": "own"},
     "mask": {"ratio": 0.65, "shared": True},
     "scale": {"n": _REQUIRED, "pool": "max"},
     "local": {"n": _REQUIRED},
@@ -34,7 +34,7 @@ _SIGNATURES: dict[str, dict[str, Any]] = {
     "correlation": {"alpha": 1.01},
 }
 # Arguments that must stand at these values for a rule to look at the piece.
-_PLAIN = {"per": "element"}
+_PLAIN = {"per": "element", "source": "own", "mean": False}
 _STAGES = (
     frozenset(("satt", "catt", "mask")),
     frozenset(("scale", "local", "win")),

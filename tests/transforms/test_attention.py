@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detkds.structures import Pair
-from detkds.transforms.attention import ChannelAttention, SpatialAttention
+from detkds.transforms.attention import AttentionMap, ChannelAttention, FocalAttention, SpatialAttention
 
 
 def one_side(transform: SpatialAttention | ChannelAttention, feature: torch.Tensor) -> torch.Tensor:
@@ -71,3 +71,39 @@ class TestBoth:
         feature = torch.linspace(0.1, 2, 24).view(1, 2, 3, 4)
         whole = self.attention(cls(power=1), feature)
         torch.testing.assert_close(self.attention(cls(), feature).square(), whole)
+
+    def test_the_teachers_counts_for_both(self, cls: type, dims: tuple[int, ...], generator: torch.Generator) -> None:
+        student, teacher = torch.randn(2, 2, 5, 6, 7, generator=generator)
+        teacher.requires_grad_()
+        pair = cls(source="teacher")(Pair(student, teacher))
+        weight = self.attention(cls(), teacher.detach())
+        torch.testing.assert_close(pair.student, student * weight)
+        torch.testing.assert_close(pair.teacher, teacher * weight)
+        assert not pair.student.requires_grad
+
+
+def test_focal_takes_both_attentions_from_the_map_as_it_comes(generator: torch.Generator) -> None:
+    student, teacher = torch.randn(2, 2, 5, 6, 7, generator=generator)
+    pair = FocalAttention(tau=0.8)(Pair(student, teacher))
+    weight = one_side(SpatialAttention(tau=0.8), teacher) * one_side(ChannelAttention(tau=0.8), teacher) / teacher**2
+    torch.testing.assert_close(pair.student, student * weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pair.teacher, teacher * weight, rtol=1e-4, atol=1e-5)
+    chained = ChannelAttention(source="teacher")(SpatialAttention(source="teacher")(Pair(student, teacher)))
+    assert not torch.allclose(chained.student, FocalAttention()(Pair(student, teacher)).student, rtol=1e-3)
+
+
+def test_maps_by_hand() -> None:
+    """Mean |F| of the cells (2, 1) and of the channels (1, 2); mean F^2 of the cells (4.5, 1)."""
+    feature = torch.tensor([[[[1.0, -1.0]], [[-3.0, 1.0]]]], requires_grad=True)
+    weight = torch.tensor([[[[1.0, 0.0]]]])
+    spatial = AttentionMap("spatial")(Pair(feature, feature.detach(), weight=weight))
+    high = math.exp(4) / (math.exp(4) + math.exp(2))
+    assert spatial.student.flatten().tolist() == pytest.approx([2 * high, 2 - 2 * high])
+    assert spatial.weight is weight or torch.equal(spatial.weight, weight)  # type: ignore[arg-type]
+    channel = AttentionMap("channel", tau=1)(Pair(feature, feature.detach(), weight=weight))
+    high = math.exp(2) / (math.exp(1) + math.exp(2))
+    assert channel.student.flatten().tolist() == pytest.approx([2 - 2 * high, 2 * high])
+    assert channel.student.shape == (1, 2, 1, 1) and channel.weight is None
+    raw = AttentionMap("spatial", exponent=2, softmax=False)(Pair(feature, feature.detach()))
+    assert raw.student.flatten().tolist() == pytest.approx([5.0, 1.0])
+    assert raw.student.requires_grad and not raw.teacher.requires_grad
