@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
-from detkds.knowledge.geometry import boxes_of, foreground_weight, valid_cells
+from detkds.arguments import check_arguments
+from detkds.knowledge.geometry import boxes_of, fits_level, foreground_weight, valid_cells
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 
@@ -16,21 +17,38 @@ from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 class ForegroundBackground:
     """Two pairs ``(N, C, H, W)`` per level: cells inside ground-truth boxes, and the rest of the valid area.
 
-    Each side is multiplied by the binary mask. The loss over the foreground weights a cell by the largest 1/area of
-    the boxes over it, so that small objects count as much as large ones; over the background all cells weigh alike.
+    The loss over the foreground weights a cell by the largest 1/area of the boxes over it, so that small objects count
+    as much as large ones; over the background all cells weigh alike.
 
     Args:
         background: factor of the background pair.
+        mask: weights of the foreground: ``area`` as above, or ``binary``, all cells alike.
+        assign: ``all`` takes every object on every level; ``fpn`` on the one level that fits its size, so that it is
+            background on the others.
+        balance: whether background cells weigh alike in the ``batch``, or those of every ``image`` sum to 1.
+        cut: whether each side is set to 0 outside its part. Where not, transforms see the whole map, and the weights
+            alone tell the parts.
 
-    Source: DetKDS section 3.1; area weights of FGD (Yang et al., 2022, eq. 3), reduced as a weighted mean.
+    Source: DetKDS section 3.1; FGD (Yang et al., CVPR 2022), equations 1-5, has area weights and balances images;
+        DeFeat (Guo et al., CVPR 2021), section 3.2, has binary masks of assigned objects.
     Differs: the released code divides boxes by the un-padded image size, which shifts masks on padded maps; here boxes
-        are divided by the stride.
+        are divided by the stride. Padding is no background.
     """
 
     background: float = 0.5
+    mask: Literal["area", "binary"] = "area"
+    assign: Literal["all", "fpn"] = "all"
+    balance: Literal["batch", "image"] = "batch"
+    cut: bool = True
 
     name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
+
+    def __post_init__(self) -> None:
+        if self.background == 0 and not isinstance(self.background, bool):
+            replace(self, background=1.0)  # checks the others
+        else:
+            check_arguments(self)
 
     def __call__(
         self,
@@ -40,14 +58,21 @@ class ForegroundBackground:
         levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         boxes = boxes_of(targets, "fgbg")
+        strides = sorted(levels.values())
         for level, stride in levels.items():
+            chosen = boxes if self.assign == "all" else [one[fits_level(one, stride, strides)] for one in boxes]
             ours, theirs = student.features[level], teacher.features[level]
             valid = valid_cells(student.image_sizes, ours.shape[-2:], stride).to(ours)
-            foreground = foreground_weight(boxes, ours.shape[-2:], stride).to(ours) * valid
+            foreground = foreground_weight(chosen, ours.shape[-2:], stride).to(ours) * valid
             background = valid * (foreground == 0)
+            if self.mask == "binary":
+                foreground = (foreground > 0).to(ours)
+            if self.balance == "image":
+                background = background / background.sum((1, 2, 3), keepdim=True).clamp_min(1)
             for weight, factor in ((foreground, 1.0), (background, self.background)):
                 mask = (weight > 0).to(ours.dtype)
-                yield Pair(ours * mask, theirs * mask, weight=weight, factor=factor)
+                parts = (ours * mask, theirs * mask) if self.cut else (ours, theirs)
+                yield Pair(*parts, weight=weight, factor=factor)
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from detkds.structures import Target
 
 _CHUNK = 1 << 23  # box x cell products held at once
+_CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4
 
 
 def boxes_of(targets: Sequence[Target] | None, knowledge: str) -> list[Tensor]:
@@ -57,6 +59,17 @@ def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: floa
         window = tall[:, chunk, :, None] * in_columns[:, chunk, None, :]
         weight = torch.maximum(weight, window.amax(1))
     return weight[:, None]
+
+
+def fits_level(boxes: Tensor, stride: float, strides: Sequence[float]) -> Tensor:
+    """``(R,)`` bool: the boxes whose size belongs on the level of this stride; ``strides`` are all, finest first.
+
+    Source: FPN (Lin et al., CVPR 2017), equation 1.
+    """
+    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp_min(1e-6).sqrt()
+    level = torch.floor(_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIZE + 1e-8))
+    finest, own, coarsest = (round(math.log2(one)) for one in (strides[0], stride, strides[-1]))
+    return level.clamp(finest, coarsest) == own
 
 
 def _span(start: Tensor, end: Tensor, stride: float, length: int) -> tuple[Tensor, Tensor]:

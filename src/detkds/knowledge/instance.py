@@ -1,20 +1,20 @@
-"""Crops of the feature maps at the ground-truth boxes."""
+"""Crops of the feature maps at objects: those of the ground truth, or those that both detectors tell apart."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
+from detkds.alignment import response_mismatch
+from detkds.arguments import check_arguments
 from detkds.knowledge.crops import Crops
-from detkds.knowledge.geometry import boxes_of
+from detkds.knowledge.general_instances import general_instances
+from detkds.knowledge.geometry import boxes_of, fits_level
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
-
-_CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4  # FPN (Lin et al., 2017), eq. 1
 
 
 @KNOWLEDGE.register("instance")
@@ -24,23 +24,32 @@ class Instance:
 
     Args:
         size: cells per side of a crop.
-        assign: ``all`` crops every object on every level; ``fpn`` on the one level that fits its size.
+        assign: ``all`` crops every object on every level; ``fpn`` on the one level that fits its size; ``pooled`` as
+            ``fpn``, with the crops of all levels in one pair.
+        source: ``gt``, the ground truth; ``gi``, general instances: where student and teacher disagree the most about
+            a class, the box of the one who believes in it more
+            (:func:`~detkds.knowledge.general_instances.general_instances`).
 
     Degenerate: a batch without objects gives empty pairs, whose loss is 0.
-    Source: DetKDS section 3.1.
+    Source: DetKDS section 3.1; GID (Dai et al., CVPR 2021), sections 3.1 and 3.2, pools general instances.
     Differs: the released code transforms the map first, then crops 14 x 14 cells at a scale that ignores the transform;
         7 x 7, as region heads take, costs a quarter.
     """
 
     size: int = 7
-    assign: Literal["all", "fpn"] = "all"
+    assign: Literal["all", "fpn", "pooled"] = "all"
+    source: Literal["gt", "gi"] = "gt"
 
     name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.assign not in ("all", "fpn"):
-            raise ValueError(f"expected size >= 1 and assign 'all' or 'fpn', got {self.size!r} and {self.assign!r}")
+        check_arguments(self)
+
+    @property
+    def reads_responses(self) -> bool:
+        """Whether the class scores and boxes of both are needed too."""
+        return self.source == "gi"
 
     def __call__(
         self,
@@ -49,20 +58,27 @@ class Instance:
         targets: Sequence[Target] | None,
         levels: Mapping[str, float],
     ) -> Iterator[Pair]:
-        boxes = boxes_of(targets, "instance")
+        gi = self.source == "gi"
+        boxes = general_instances(student, teacher, levels) if gi else boxes_of(targets, "instance")
         strides = sorted(levels.values())
+        crops = []
         for level, stride in levels.items():
             ours, theirs = student.features[level], teacher.features[level]
-            chosen = [b if self.assign == "all" else b[_fits(b, stride, strides)] for b in boxes]
+            chosen = [b if self.assign == "all" else b[fits_level(b, stride, strides)] for b in boxes]
             crop = Crops(chosen, ours.shape[-2:], stride, self.size, like=ours)
-            yield Pair(crop(ours), crop(theirs))
+            crops.append((crop(ours), crop(theirs)))
+        if self.assign == "pooled":
+            crops = [tuple(map(torch.cat, zip(*crops, strict=True)))] if crops else []
+        for ours, theirs in crops:
+            yield Pair(ours, theirs)
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None
-
-
-def _fits(boxes: torch.Tensor, stride: float, strides: Sequence[float]) -> torch.Tensor:
-    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp_min(1e-6).sqrt()
-    level = torch.floor(_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIZE + 1e-8))
-    finest, own, coarsest = (round(math.log2(one)) for one in (strides[0], stride, strides[-1]))
-    return level.clamp(finest, coarsest) == own
+        channels = {spec.channels for spec in teacher.features.values()}
+        if self.assign == "pooled" and len(channels) > 1:
+            return f"crops of all levels in one pair need equal channels; the teacher has {sorted(channels)}"
+        if self.source == "gt":
+            return None
+        kinds = student.layout.kind, teacher.layout.kind
+        if not set(kinds) <= {"dense", "region"} or "none" in (student.layout.regression, teacher.layout.regression):
+            return "general instances need the boxes of dense or region heads; student {}, teacher {}".format(*kinds)
+        return response_mismatch(student, teacher)

@@ -1,0 +1,59 @@
+"""GID against its loss: instances chosen one by one, pooled by torchvision, their distances in a loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torchvision.ops import box_iou, roi_align
+
+
+def instances(case, image, valid):
+    """Section 3.1: greedily the positions of the largest difference, IoU with better ones at most 0.3, ten of them."""
+    found = []
+    for level, stride in (("p3", 8), ("p4", 16)):
+        ours, theirs = (torch.sigmoid(side.logits[level][image]) for side in (case.student, case.teacher))
+        _, anchors, height, width = ours.shape
+        for a in range(anchors):
+            for i in range(height):
+                for j in range(width):
+                    if valid(image, i, j, stride):
+                        gaps = [abs(theirs[k, a, i, j] - ours[k, a, i, j]).item() for k in range(3)]
+                        k = gaps.index(max(gaps))
+                        side = case.teacher if theirs[k, a, i, j] > ours[k, a, i, j] else case.student
+                        found.append((max(gaps), side.boxes[level][image, :, a, i, j]))
+    found.sort(key=lambda one: -one[0])
+    kept: list[torch.Tensor] = []
+    for _, box in found:
+        if len(kept) < 10 and all(box_iou(box[None], other[None]).item() <= 0.3 for other in kept):
+            kept.append(box)
+    return torch.stack(kept)
+
+
+def test_features_and_relations(case, valid):
+    losses, _ = case.distil("gid")
+    boxes = [instances(case, image, valid) for image in range(2)]
+    assert sum(map(len, boxes)) >= 6
+    # All instances are smaller than 224 pixels by more than one level, so that the finest level has them.
+    crops = [
+        roi_align(side.features["p3"], boxes, 10, 1 / 8, sampling_ratio=2, aligned=True).flatten(1)
+        for side in (case.student, case.teacher)
+    ]
+    ours, theirs = (crop.tolist() for crop in crops)
+    count = len(ours)
+    feature = sum(
+        (a - b) ** 2 for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+    def relations(rows):
+        distances = {(i, j): math.dist(rows[i], rows[j]) for i in range(count) for j in range(count) if i != j}
+        mean = sum(distances.values()) / len(distances)
+        return {pair: value / mean for pair, value in distances.items()}
+
+    relation = 0.0
+    student, teacher = relations(ours), relations(theirs)
+    for pair, value in student.items():
+        gap = abs(value - teacher[pair])
+        relation += 0.5 * gap**2 if gap < 1 else gap - 0.5
+    assert losses == pytest.approx([5e-4 * feature / count, 40 * relation / len(student)], rel=1e-5)
