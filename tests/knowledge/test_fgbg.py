@@ -58,3 +58,26 @@ def test_an_object_of_one_cell_counts_as_much_as_one_of_sixteen(output, targets,
 def test_targets_are_needed(output, strides):
     with pytest.raises(ValueError, match="needs the targets"):
         list(ForegroundBackground()(output(0), output(1), None, strides))
+
+
+def test_binary_masks_of_assigned_objects_balanced_by_image_in_whole_maps(output, targets, strides):
+    """The large box belongs to the coarser level; on the finer one it is background."""
+    student, teacher = output(0), output(1)
+    boxes = targets([[[0, 0, 16, 24], [0, 0, 500, 500]], [[8, 8, 24, 16]]])
+    knowledge = ForegroundBackground(mask="binary", assign="fpn", balance="image", cut=False, background=4)
+    fine, fine_rest, coarse, coarse_rest = knowledge(student, teacher, boxes, strides)
+    expected = torch.zeros(2, 1, 8, 8)
+    expected[0, :, :3, :2], expected[1, :, 1, 1:3] = 1, 1
+    assert torch.equal(fine.weight, expected)
+    torch.testing.assert_close(fine_rest.weight.sum((1, 2, 3)), torch.ones(2))
+    assert fine_rest.weight[0].max().item() == pytest.approx(1 / (64 - 6)) and fine_rest.factor == 4
+    assert fine_rest.weight[1].max().item() == pytest.approx(1 / (35 - 2))
+    assert coarse.weight[0].sum() == 16 and coarse.weight[1].sum() == 0 and not coarse_rest.weight[0].any()
+    assert all(pair.student is student.features["p3"] for pair in (fine, fine_rest))
+
+
+@pytest.mark.parametrize("fault", [{"background": -1.0}, {"mask": "oval"}, {"background": 0, "balance": "world"}])
+def test_arguments_are_checked(fault):
+    with pytest.raises(ValueError, match="expected"):
+        ForegroundBackground(**fault)
+    assert ForegroundBackground(background=0).background == 0

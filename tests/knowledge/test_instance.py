@@ -9,6 +9,7 @@ import torch
 
 from detkds.knowledge.instance import Instance
 from detkds.registry import KNOWLEDGE
+from detkds.structures import DetectorInfo, FeatureSpec
 
 
 def test_a_crop_aligned_with_the_cells_is_the_sub_map(output, targets):
@@ -57,5 +58,16 @@ def test_a_batch_without_objects_gives_empty_pairs(output, targets, strides):
 
 @pytest.mark.parametrize("expression", ["instance(size=0)", "instance(assign=nearest)"])
 def test_arguments_are_checked(expression: str):
-    with pytest.raises(ValueError, match="expected size >= 1 and assign 'all' or 'fpn'"):
+    with pytest.raises(ValueError, match=r"size: expected a whole number|assign: expected one of"):
         KNOWLEDGE.build(expression)
+
+
+def test_pooled_joins_the_crops_of_all_levels(output, targets):
+    boxes = targets([[[0, 0, 9, 9], [0, 0, 500, 500]], [[0, 0, 2000, 2000]]])
+    base = replace(output(0), features={"a": torch.randn(2, 4, 4, 4), "b": torch.randn(2, 4, 2, 2)})
+    apart = [p.student for p in Instance(assign="fpn")(base, base, boxes, {"a": 16, "b": 32})]
+    [pooled] = Instance(assign="pooled")(base, base, boxes, {"a": 16, "b": 32})
+    assert torch.equal(pooled.student, torch.cat(apart))
+    info = DetectorInfo({"a": FeatureSpec(4, 16), "b": FeatureSpec(8, 32)})
+    assert "equal channels" in (Instance(assign="pooled").refusal(info, info) or "")
+    assert Instance(assign="fpn").refusal(info, info) is None

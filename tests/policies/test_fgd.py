@@ -27,11 +27,18 @@ def channel(image, tau=0.5):
     return [C * share for share in softmax([mean / tau for mean in means])]
 
 
-def test_focal_and_attention_losses(case, valid):
+def test_focal_attention_and_context_losses(case, valid):
     losses, _ = case.distil("fgd")
-    focal = spatial_loss = channel_loss = 0.0
+    focal = spatial_loss = channel_loss = context = 0.0
     for (_, student, teacher), stride in zip(case.maps(), (8, 16), strict=True):
         for image in range(2):
+            # The context blocks begin as the identity.
+            context += sum(
+                (theirs - ours) ** 2
+                for planes in zip(student[image], teacher[image], strict=True)
+                for rows in zip(*planes, strict=True)
+                for ours, theirs in zip(*rows, strict=True)
+            )
             a_s, a_c = spatial(teacher[image]), channel(teacher[image])
             spatial_loss += sum(abs(a_s[cell] - value) for cell, value in spatial(student[image]).items())
             channel_loss += sum(abs(a - b) for a, b in zip(a_c, channel(student[image]), strict=True))
@@ -52,4 +59,5 @@ def test_focal_and_attention_losses(case, valid):
                     difference = teacher[image][c][i][j] - student[image][c][i][j]
                     focal += factor * a_s[i, j] * a_c[c] * difference**2
     # All sums are divided by the number of images.
-    assert losses == pytest.approx([focal / 2, 5e-4 * spatial_loss / 2, 5e-4 * channel_loss / 2], rel=1e-6)
+    expected = [focal, 5e-4 * spatial_loss, 5e-4 * channel_loss, 5e-6 * context]
+    assert losses == pytest.approx([value / 2 for value in expected], rel=1e-6)

@@ -24,7 +24,7 @@ def anchors(i, j, stride):
 
 
 def test_features_near_objects(case, valid):
-    losses, distiller = case.distil("fgfi")
+    losses, distiller = case.distil("fgfi", step=400)
     expected = 0.0
     for (_, student, teacher), stride in zip(
         case.maps(lambda level, feature: distiller.adapters[f"{level} conv(3)"](feature)), (8, 16), strict=True
@@ -46,3 +46,7 @@ def test_features_near_objects(case, valid):
             total += sum((student[image][c][i][j] - teacher[image][c][i][j]) ** 2 for i, j in near for c in range(4))
         expected += 0.01 / (2 * cells) * total
     assert losses == pytest.approx([expected], rel=1e-5)
+
+
+def test_begins_after_400_steps(case):
+    assert case.distil("fgfi", step=399)[0] == [0.0]
