@@ -67,10 +67,14 @@ def absolute(name: str) -> Policy:
     return replace(policy, terms=[replace(term, weighting="absolute") for term in policy])
 
 
-def run(policy: Policy, student: DetectorOutput, teacher: DetectorOutput, targets: Any = None) -> dict[str, Tensor]:
+def run(
+    policy: Policy, student: DetectorOutput, teacher: DetectorOutput, targets: Any = None, step: int = 0
+) -> dict[str, Tensor]:
     channels = (next(iter(side.features.values())).shape[1] for side in (student, teacher))
     ours, theirs = (info(count) for count in channels)
-    return Distiller(policy, student=ours, teacher=theirs)(student, teacher, targets or objects())
+    distiller = Distiller(policy, student=ours, teacher=theirs)
+    distiller.step = step
+    return distiller(student, teacher, targets or objects())
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
@@ -187,10 +191,10 @@ PINNED = {
 
 
 ON_FEATURES = [n for n in list_policies() if any(term.knowledge.yields == "feature" for term in load_policy(n))]
-"""Those of responses alone are tested in ``tests/policies``."""
+"""Those of responses alone are tested in ``tests/policies``, as are the values of all with a file there."""
 
 
-@pytest.mark.parametrize("name", ON_FEATURES)
+@pytest.mark.parametrize("name", PINNED)
 def test_shipped_policies_keep_their_values(name: str):
     losses = run(absolute(name), toy(0), toy(1))
     assert [loss.item() for loss in losses.values()] == pytest.approx(PINNED[name], rel=1e-4), name
@@ -199,6 +203,8 @@ def test_shipped_policies_keep_their_values(name: str):
 @pytest.mark.parametrize("name", sorted(set(ON_FEATURES) - LEARNED))
 def test_equal_outputs_lose_nothing(name: str):
     output = toy(3)
+    if any(str(term.to_dict().get("adapter", "auto")) != "auto" for term in load_policy(name)):
+        pytest.skip("an adapter makes the student's maps others at first")
     for label, loss in run(absolute(name), output, output).items():
         assert loss.item() == pytest.approx(0, abs=2e-5), label
 
@@ -206,9 +212,10 @@ def test_equal_outputs_lose_nothing(name: str):
 @pytest.mark.parametrize("name", ON_FEATURES)
 def test_batches_without_objects_stay_finite(name: str):
     student = toy(0)
-    losses = run(absolute(name), student, toy(1), nothing())
-    for label, loss in losses.items():
-        assert torch.isfinite(loss) and (loss == 0 or not label.startswith("instance")), label
+    policy = absolute(name)
+    losses = run(policy, student, toy(1), nothing())
+    for term, (label, loss) in zip(policy, losses.items(), strict=True):
+        assert torch.isfinite(loss) and (loss == 0 or term.to_dict()["knowledge"] != "instance"), label
     total(losses).backward()
     assert all(maps.grad is not None and maps.grad.isfinite().all() for maps in student.features.values())
 
@@ -240,10 +247,12 @@ def test_term_loss_without_pairs_is_zero():
 @pytest.mark.parametrize("name", ON_FEATURES)
 def test_the_teacher_gets_no_gradient(name: str):
     student, teacher = toy(0), toy(1)
-    total(run(absolute(name), student, teacher)).backward()
+    total(run(absolute(name), student, teacher, step=1000)).backward()
     for group in (teacher.features, teacher.logits, teacher.regression):
         assert all(tensor.grad is None for tensor in group.values())
-    assert all(maps.grad is not None and maps.grad.abs().sum() > 0 for maps in student.features.values())
+    gradients = [maps.grad for maps in student.features.values()]
+    assert all(gradient is not None for gradient in gradients)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)  # small objects are on the finest level alone
 
 
 def test_gradient_in_double_precision():

@@ -15,14 +15,14 @@ def softmax(values: list[float]) -> list[float]:
 
 
 def spatial(image, tau=0.5):
-    """A^S, eq. 6 and 8: H W softmax over the cells of the mean of |F| over the channels."""
+    """A^S: H W softmax over the cells of the mean of |F| over the channels."""
     cells = [(i, j) for i in range(len(image[0])) for j in range(len(image[0][0]))]
     shares = softmax([sum(abs(image[c][i][j]) for c in range(C)) / C / tau for i, j in cells])
     return {cell: len(cells) * share for cell, share in zip(cells, shares, strict=True)}
 
 
 def channel(image, tau=0.5):
-    """A^C, eq. 7 and 9."""
+    """A^C: C softmax over the channels of the mean of |F| over the cells."""
     means = [sum(abs(v) for row in plane for v in row) / (len(plane) * len(plane[0])) for plane in image]
     return [C * share for share in softmax([mean / tau for mean in means])]
 

@@ -10,7 +10,7 @@ from torchvision.ops import box_iou, roi_align
 
 
 def instances(case, image, valid):
-    """Section 3.1: greedily the positions of the largest difference, IoU with better ones at most 0.3, ten of them."""
+    """Greedily the positions of the largest difference, IoU with better ones at most 0.3, ten of them."""
     found = []
     for level, stride in (("p3", 8), ("p4", 16)):
         ours, theirs = (torch.sigmoid(side.logits[level][image]) for side in (case.student, case.teacher))

@@ -22,7 +22,7 @@ def anchor_mask(boxes: Sequence[Tensor], size: Sequence[int], stride: float, sha
         size: height and width of the map.
         stride: pixels per cell.
 
-    Source: FGFI (Wang et al., CVPR 2019), section 3.2, on each level by itself.
+    Source: FGFI (Wang et al., CVPR 2019), section 3, on each level by itself.
     """
     device = boxes[0].device if len(boxes) else torch.device("cpu")
     ratios = torch.tensor(_RATIOS, device=device).sqrt()

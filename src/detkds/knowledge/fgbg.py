@@ -29,8 +29,8 @@ class ForegroundBackground:
         cut: whether each side is set to 0 outside its part. Where not, transforms see the whole map, and the weights
             alone tell the parts.
 
-    Source: DetKDS section 3.1; FGD (Yang et al., CVPR 2022), equations 1-5, has area weights and balances images;
-        DeFeat (Guo et al., CVPR 2021), section 3.2, has binary masks of assigned objects.
+    Source: DetKDS section 3.1; FGD (Yang et al., CVPR 2022), section 3.1, has area weights and balances images;
+        DeFeat (Guo et al., CVPR 2021), section 3, has binary masks of assigned objects.
     Differs: the released code divides boxes by the un-padded image size, which shifts masks on padded maps; here boxes
         are divided by the stride. Padding is no background.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detkds.knowledge.responses import REGION, response_levels, valid_positions
+from detkds.knowledge.responses import REGION, probabilities, response_levels, valid_positions
 from detkds.structures import DetectorOutput
 
 _OVERLAP, _COUNT = 0.3, 10
@@ -25,7 +25,7 @@ def general_instances(student: DetectorOutput, teacher: DetectorOutput, levels: 
         student, teacher: aligned outputs of dense or region heads.
         levels: names and strides of the levels.
 
-    Source: GID (Dai et al., CVPR 2021), section 3.1.
+    Source: GID (Dai et al., CVPR 2021), section 3.
     """
     collect = _of_regions if student.layout.kind == "region" else _of_cells
     scores, boxes = collect(student, teacher, levels)
@@ -36,7 +36,7 @@ def _of_cells(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[
     """Disagreement ``(N, M)``, -inf on padding, and boxes ``(N, M, 4)`` of all anchors."""
     scores, boxes = [], []
     for level, stride in response_levels(student, levels).items():
-        ours, theirs = (_foreground(side, level) for side in (student, teacher))
+        ours, theirs = (probabilities(side, level) for side in (student, teacher))
         score, label = (theirs - ours).abs().max(1, keepdim=True)
         believed = (theirs.gather(1, label) > ours.gather(1, label)).expand(-1, 4, -1, -1, -1)
         valid = valid_positions(student, ours, stride)
@@ -50,7 +50,7 @@ def _of_cells(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[
 def _of_regions(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> tuple[Tensor, Tensor]:
     """The same of all proposals; images with fewer than the most are filled up with -inf."""
     assert student.proposals is not None
-    ours, theirs = (_foreground(side, REGION) for side in (student, teacher))
+    ours, theirs = (probabilities(side, REGION) for side in (student, teacher))
     score, label = (theirs - ours).abs().max(1, keepdim=True)
     believed = theirs.gather(1, label) > ours.gather(1, label)
     column = (label + 1)[:, None].expand(-1, 4, -1)  # column 0 is the background
@@ -58,12 +58,6 @@ def _of_regions(student: DetectorOutput, teacher: DetectorOutput, levels: Mappin
     counts = [len(one) for one in student.proposals]
     scores = pad_sequence(list(score.squeeze(1).split(counts)), batch_first=True, padding_value=-torch.inf)
     return scores, pad_sequence(list(torch.where(believed, theirs, ours).split(counts)), batch_first=True)
-
-
-def _foreground(output: DetectorOutput, level: str) -> Tensor:
-    """Class probabilities, the channel axis at dimension 1, without the background."""
-    logits = output.logits[level]
-    return torch.softmax(logits, 1)[:, 1:] if output.layout.activation == "softmax" else torch.sigmoid(logits)
 
 
 def _best(scores: Tensor, boxes: Tensor) -> list[Tensor]:

@@ -28,7 +28,7 @@ class Global:
             does (:func:`~detkds.knowledge.anchor_mask.anchor_mask`) and 0 elsewhere. With a mask padding counts 0.
 
     Source: DetKDS section 3.1; FitNets (Romero et al., ICLR 2015) is this knowledge with no transform and ``l2``;
-        ``score`` of FRS (Du et al., NeurIPS 2021), equation 3; ``anchor`` of FGFI (Wang et al., CVPR 2019).
+        ``score`` of FRS (Du et al., NeurIPS 2021); ``anchor`` of FGFI (Wang et al., CVPR 2019).
     """
 
     mask: Literal["none", "score", "anchor"] = "none"

@@ -31,7 +31,7 @@ class Instance:
             (:func:`~detkds.knowledge.general_instances.general_instances`).
 
     Degenerate: a batch without objects gives empty pairs, whose loss is 0.
-    Source: DetKDS section 3.1; GID (Dai et al., CVPR 2021), sections 3.1 and 3.2, pools general instances.
+    Source: DetKDS section 3.1; GID (Dai et al., CVPR 2021), section 3, pools general instances.
     Differs: the released code transforms the map first, then crops 14 x 14 cells at a scale that ignores the transform;
         7 x 7, as region heads take, costs a quarter.
     """

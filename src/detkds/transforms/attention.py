@@ -81,7 +81,7 @@ class FocalAttention:
     difference is multiplied by A_S A_C. Of two steps the second would see a map that the first has changed.
 
     Shapes:  (N, C, H, W) -> (N, C, H, W)
-    Source:  FGD (Yang et al., CVPR 2022), equations 6-9.
+    Source:  FGD (Yang et al., CVPR 2022), section 3.1.
     """
 
     stage: ClassVar[Literal["attention"]] = "attention"
@@ -110,7 +110,7 @@ class AttentionMap:
         softmax: false gives G itself.
 
     Shapes:  (N, C, H, W) -> (N, 1, H, W) or (N, C, 1, 1), the latter without weights of positions
-    Source:  FGD (Yang et al., CVPR 2022), equation 10; AT (Zagoruyko and Komodakis, ICLR 2017), equation 1, with
+    Source:  FGD (Yang et al., CVPR 2022), section 3.1; AT (Zagoruyko and Komodakis, ICLR 2017), equation 1, with
         ``exponent=2, softmax=false`` and normalised over the positions.
     """
 

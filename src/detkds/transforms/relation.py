@@ -26,7 +26,7 @@ class Gram:
 
     Shapes:     C: (N, C, H, W) -> (N C, C);  N: (N, C, H, W) -> (N, N)
     Degenerate: a row of zeros stays so.
-    Source:     ICKD (Liu et al., ICCV 2021), section 3.1 (``C``, with ``l2(per=position)``); SP (Tung and Mori,
+    Source:     ICKD (Liu et al., ICCV 2021), section 3 (``C``, with ``l2(per=position)``); SP (Tung and Mori,
         ICCV 2019), equations 1-4 (``N``, with ``l2``).
     """
 
@@ -58,7 +58,7 @@ class PairwiseDistances:
 
     Shapes:     (R, C, H, W) -> (R, R)
     Degenerate: distances that are all 0 stay so; a single map has none.
-    Source:     RKD (Park et al., CVPR 2019), equations 5 and 6; GID (Dai et al., CVPR 2021), section 3.3, between
+    Source:     RKD (Park et al., CVPR 2019), equations 5 and 6; GID (Dai et al., CVPR 2021), section 3, between
         instances.
     """
 
