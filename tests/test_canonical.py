@@ -43,6 +43,13 @@ LOGITS = space(
     distances=(*ELEMENTWISE, "kl", "cosine", "pearson", "correlation"),
 )
 
+RESPONSES = space(
+    ("", "norm(C)", "minmax", "softmax"),
+    ("", "reshape(K)"),
+    distances=(*ELEMENTWISE, "kl(mean=true)", "cosine", "pearson", "bce", "bkd"),
+)
+RESPONSES = [(steps, distance) for steps, distance in RESPONSES if distance[0] != "b" or "softmax" not in steps]
+
 
 @cache
 def built(text: str, distance: bool = False) -> Any:
@@ -59,7 +66,14 @@ UNPLAIN = space(
 )
 
 
-def losses(points: list[Point], shape: tuple[int, ...], kind: Kind, weighted: bool, scale: float = 1) -> list[float]:
+def losses(
+    points: list[Point],
+    shape: tuple[int, ...],
+    kind: Kind,
+    weighted: bool,
+    scale: float = 1,
+    divisor: float | None = None,
+) -> list[float]:
     """The loss at each point. Weighted sides are zero where the weight is, as with foreground and background."""
     generator = torch.Generator().manual_seed(0)
     teacher = scale * torch.randn(shape, generator=generator)
@@ -73,9 +87,11 @@ def losses(points: list[Point], shape: tuple[int, ...], kind: Kind, weighted: bo
     values = []
     for transforms, distance in points:
         if transforms not in pairs:
-            pair = Pair(student, teacher, kind=kind, weight=weight, generator=torch.Generator().manual_seed(5))
+            draw = torch.Generator().manual_seed(5)
+            pair = Pair(student, teacher, kind=kind, weight=weight, divisor=divisor, generator=draw)
             for text in transforms:
-                pair = built(text)(pair)
+                step = built(text)
+                pair = dataclasses.replace(step(pair), kind=step.kinds[pair.kind])
             pairs[transforms] = pair
         values.append(built(distance, True)(pairs[transforms]).item())
     return values
@@ -139,6 +155,21 @@ def test_equal_forms_are_equal_losses(
     values = losses(points, shape, kind, weighted)
     for form, members in groups(points, knowledge).items():
         (expected,) = losses([form], shape, kind, weighted)
+        for index, factor in members:
+            assert values[index] == pytest.approx(factor * expected, rel=1e-4, abs=1e-9), (points[index], form)
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "divisor"), [("logits", None), ("logits(weights=confidence)", None), ("logits(per=positive)", 7.0)]
+)
+@pytest.mark.parametrize(("shape", "weighted"), [case.values[1:] for case in ROWS])
+def test_equal_forms_of_responses_are_equal_losses(
+    shape: tuple[int, ...], weighted: bool, knowledge: str, divisor: float | None
+) -> None:
+    points = RESPONSES + LOGITS
+    values = losses(points, shape, "logits", weighted, divisor=divisor)
+    for form, members in groups(points, knowledge).items():
+        (expected,) = losses([form], shape, "logits", weighted, divisor=divisor)
         for index, factor in members:
             assert values[index] == pytest.approx(factor * expected, rel=1e-4, abs=1e-9), (points[index], form)
 
