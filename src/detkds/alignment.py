@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from detkds.structures import DetectorInfo, DetectorOutput
+from detkds.structures import Branch, Branches, DetectorInfo, DetectorOutput
 
 RESPONSES = ("logits", "regression", "boxes", "box_distribution")
 """The fields of an output that hold a head's responses."""
@@ -125,7 +125,31 @@ def align_responses(
     columns = student.layout.columns(teacher.layout)
     if columns is not None:
         teacher = _select_classes(teacher, columns)
+    if teacher.branches is not None:
+        teacher = replace(teacher, branches=_AlignedBranches(teacher.branches, levels, columns))
     return _matched_queries(student, teacher) if kind == "query" else (student, teacher)
+
+
+@dataclass(frozen=True)
+class _AlignedBranches:
+    """A teacher's branches under the student's names of levels, with the student's classes."""
+
+    branches: Branches
+    levels: Mapping[str, str]
+    columns: list[int] | None
+
+    def before(self, branch: Branch, after: int) -> dict[str, Tensor]:
+        return self._renamed(self.branches.before(branch, after))
+
+    def finish(self, branch: Branch, after: int, maps: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        answer = self.branches.finish(branch, after, {self.levels[ours]: one for ours, one in maps.items()})
+        found = {name: self._renamed(values) for name, values in answer.items()}
+        if self.columns is not None and "logits" in found:
+            found["logits"] = _each(found["logits"], lambda tensor: tensor[:, self.columns])
+        return found
+
+    def _renamed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {ours: values[theirs] for ours, theirs in self.levels.items() if theirs in values}
 
 
 def _responses_at(student: DetectorOutput, teacher: DetectorOutput) -> dict[str, dict[str, Tensor]]:

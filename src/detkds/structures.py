@@ -74,6 +74,14 @@ class FeatureSpec:
 
 
 @dataclass(frozen=True)
+class BranchSpec:
+    """The two branches of a dense head: the channels and the number of the convolutions in each."""
+
+    channels: int
+    convs: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a detector's responses are laid out, so that two detectors can be compared row by row.
 
@@ -137,12 +145,14 @@ class DetectorInfo:
         layout: of its responses.
         masks: whether it predicts instance masks, and needs ``masks`` in its targets.
         regions: which regions its outputs can mark in training; see :attr:`DetectorOutput.region`.
+        branches: of its head, where its outputs offer them.
     """
 
     features: Mapping[str, FeatureSpec]
     layout: Layout = Layout()
     masks: bool = False
     regions: tuple[str, ...] = ()
+    branches: BranchSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,29 @@ class RegionResponse:
     logits: Tensor
     regression: Tensor
     boxes: Tensor
+
+
+Branch = Literal["classification", "regression"]
+"""Which branch of a dense head."""
+
+
+class Branches(Protocol):
+    """The branches of a dense head over the features of one pass, each split after one of its convolutions.
+
+    Another detector's maps can so go on where this one's stood. Both halves are worked out when they are asked for.
+    """
+
+    def before(self, branch: Branch, after: int) -> dict[str, Tensor]:
+        """``{level: (N, C, H, W)}``: the map after so many convolutions, normalised and not yet activated."""
+        ...
+
+    def finish(self, branch: Branch, after: int, maps: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """What the rest of the branch makes of such maps, as fields of an output: ``{"logits": {level: ...}}``, or
+        ``regression``, ``boxes`` and, where it predicts them, ``box_distribution``.
+
+        The gradient goes to the maps, and never to the detector's own weights.
+        """
+        ...
 
 
 @dataclass
@@ -175,6 +208,7 @@ class DetectorOutput:
         region: a function from the name of a region to a weight for every anchor, ``{level: (N, 1, A, H, W)}``, where
             there were targets: ``main`` has 1 at the anchors that the detector's own losses take for an object, and
             ``vlr`` their IoU at those that lie around, the valuable localization region of LD (Zheng et al. 2022).
+        branches: of the head over this pass's features (some dense heads only).
     """
 
     features: dict[str, Tensor]
@@ -188,6 +222,7 @@ class DetectorOutput:
     proposals: list[Tensor] | None = None
     respond_at: Callable[[list[Tensor]], RegionResponse] | None = None
     region: Callable[[str], Mapping[str, Tensor]] | None = None
+    branches: Branches | None = None
 
 
 @dataclass(frozen=True)

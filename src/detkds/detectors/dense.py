@@ -12,9 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from detkds.detectors.base import Detector
+from detkds.detectors.branches import HeadBranches, Tower
 from detkds.detectors.matching import Objects
 from detkds.detectors.pyramid import AnchorGrid, Pyramid, full_precision
-from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout, Target
+from detkds.structures import (
+    Batch,
+    Branch,
+    BranchSpec,
+    Detections,
+    DetectorInfo,
+    DetectorOutput,
+    FeatureSpec,
+    Layout,
+    Target,
+)
 
 
 class DenseModel(nn.Module):
@@ -61,6 +72,7 @@ class DenseDetector(Detector):
             {level: FeatureSpec(self.model.backbone.out_channels, stride) for level, stride in strides.items()},
             layout,
             regions=self.regions,
+            branches=self._branch_spec(),
         )
 
     @abstractmethod
@@ -83,6 +95,10 @@ class DenseDetector(Detector):
     def select(self, heads: dict[str, Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Detections of each image, whose valid area has this height and width, from ``heads`` and ``anchors``."""
 
+    def tower(self, head: nn.Module, branch: Branch) -> Tower | None:
+        """One branch of a head like this detector's own, in parts; None where it has no two branches."""
+        return None
+
     def forward(self, batch: Batch) -> DetectorOutput:
         """One pass; see :meth:`Detector.forward`. Losses are given in training mode, where there are targets."""
         features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
@@ -90,16 +106,26 @@ class DenseDetector(Detector):
         if not (self.training or self.responses):
             return output
         heads, anchors = self._heads(features)
-        output.logits = self._per_level(heads["cls_logits"], features)
-        output.regression = self._per_level(heads["bbox_regression"], features)
-        if "bbox_distribution" in heads:
-            maps = self._per_level(heads["bbox_distribution"], features)
-            output.box_distribution = {level: one.unflatten(1, (4, -1)) for level, one in maps.items()}
-        output.boxes = self._per_level(self.decode(heads["bbox_regression"], torch.cat(anchors)), features)
+        output = replace(output, **self.responses_of(heads, anchors, features), branches=self._branches(features))
         if self.training and batch.targets is not None:
             output.losses = self.losses(heads, anchors, batch)
             output.region = self._regions(heads, anchors, batch.targets, features)
         return output
+
+    def responses_of(
+        self, heads: dict[str, Tensor], anchors: list[Tensor], maps: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        """The fields of an output that rows of these levels make, boxes decoded; ``maps`` are of the levels' sizes."""
+        fields: dict[str, dict[str, Tensor]] = {}
+        if "cls_logits" in heads:
+            fields["logits"] = self._per_level(heads["cls_logits"], maps)
+        if "bbox_regression" in heads:
+            fields["regression"] = self._per_level(heads["bbox_regression"], maps)
+            fields["boxes"] = self._per_level(self.decode(heads["bbox_regression"], torch.cat(anchors)), maps)
+        if "bbox_distribution" in heads:
+            sides = self._per_level(heads["bbox_distribution"], maps)
+            fields["box_distribution"] = {level: one.unflatten(1, (4, -1)) for level, one in sides.items()}
+        return fields
 
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
@@ -107,12 +133,13 @@ class DenseDetector(Detector):
         return self.select(heads, anchors, [(height, width) for height, width in batch.image_sizes.tolist()])
 
     def restore(self, output: DetectorOutput) -> DetectorOutput:
-        """Boxes are decoded from the regression; see :meth:`Detector.restore`."""
+        """Boxes are decoded from the regression, and branches read the features; see :meth:`Detector.restore`."""
         if not output.regression:
             return output
         rows = torch.cat([level.permute(0, 3, 4, 2, 1).flatten(1, 3) for level in output.regression.values()], dim=1)
         anchors = self.grid(list(output.features.values()))
-        return replace(output, boxes=self._per_level(self.decode(rows, torch.cat(anchors)), output.features))
+        boxes = self._per_level(self.decode(rows, torch.cat(anchors)), output.features)
+        return replace(output, boxes=boxes, branches=self._branches(output.features))
 
     def home_state_dict(self) -> dict[str, Tensor]:
         """The live weights under the model's own names, which are torchvision's where it has the model."""
@@ -145,7 +172,14 @@ class DenseDetector(Detector):
 
         return marked
 
-    def _per_level(self, rows: Tensor, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _branches(self, features: dict[str, Tensor]) -> HeadBranches | None:
+        return None if self.info.branches is None else HeadBranches(self, features)
+
+    def _branch_spec(self) -> BranchSpec | None:
+        tower = self.tower(self.model.head, "classification")
+        return None if tower is None else BranchSpec(self.model.backbone.out_channels, len(tower.blocks))
+
+    def _per_level(self, rows: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows ``(N, sum of H W A, C)`` as views ``{level: (N, C, A, H, W)}``."""
         anchors = self.grid.per_cell
         shapes = [level.shape[-2:] for level in features.values()]

@@ -11,13 +11,14 @@ from torchvision.models import detection
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from detkds.detectors.backbones import build_backbone
+from detkds.detectors.branches import Tower, without_convs
 from detkds.detectors.dense import DenseDetector, head_norm, select_as_torchvision
 from detkds.detectors.matching import IGNORED, Objects, match_by_centre
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_numbers, check_whole
 from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, one_stage_pyramid
 from detkds.errors import ConfigError, Faults
 from detkds.registry import DETECTORS
-from detkds.structures import Batch, Detections, Layout
+from detkds.structures import Batch, Branch, Detections, Layout
 
 _SILENT_LOGIT = -1e4
 """A logit at which the focal loss of a negative is exactly 0."""
@@ -92,6 +93,15 @@ class FCOS(DenseDetector):
         )
         layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.points_key, tuple(class_names))
         super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
+
+    def tower(self, head: Any, branch: Branch) -> Tower:
+        """See :meth:`DenseDetector.tower`; the centreness is left out."""
+        part = head.classification_head if branch == "classification" else head.regression_head
+        layers = list(part.conv)
+        blocks = [layers[start : start + 3] for start in range(0, len(layers), 3)]
+        if branch == "classification":
+            return Tower(blocks, lambda maps, _: {"cls_logits": without_convs(part)(maps)})
+        return Tower(blocks, lambda maps, _: {"bbox_regression": without_convs(part)(maps)[0]})
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Move the four sides ``(N, M, 4)`` away from the points of ``anchors (M, 4)``."""

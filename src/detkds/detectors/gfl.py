@@ -12,6 +12,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from detkds.detectors.atss import match_adaptively, valuable_region
 from detkds.detectors.backbones import build_backbone
+from detkds.detectors.branches import Tower
 from detkds.detectors.dense import DenseDetector, DenseModel, head_norm
 from detkds.detectors.matching import IGNORED, Objects, paired_iou
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_whole
@@ -20,7 +21,7 @@ from detkds.detectors.quality_focal import distribution_focal_loss, expected_val
 from detkds.detectors.suppression import Suppression
 from detkds.errors import ConfigError, Faults
 from detkds.registry import DETECTORS
-from detkds.structures import Batch, Detections, Layout
+from detkds.structures import Batch, Branch, Detections, Layout
 
 _PRIOR_LOGIT = -4.59511985
 """The logit of a score of 0.01, with which training starts."""
@@ -103,6 +104,12 @@ class GFL(DenseDetector):
         super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
         self._suppress = Suppression(score_threshold, nms_threshold, topk_candidates, max_detections)
 
+    def tower(self, head: Any, branch: Branch) -> Tower:
+        """See :meth:`DenseDetector.tower`."""
+        if branch == "classification":
+            return Tower(list(head.classification), lambda maps, _: head.classify(maps))
+        return Tower(list(head.regression), head.localise)
+
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Move the four sides ``(..., M, 4)`` away from the points of ``anchors (M, 4)``."""
         points, strides = _points(anchors)
@@ -176,14 +183,18 @@ class GFLHead(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
         """Rows of all levels, from maps ``(N, C, H, W)``."""
-        logits = [self.cls_logits(self.classification(level)) for level in levels]
-        sides = [
-            scale * self.bbox_distribution(self.regression(level))
-            for scale, level in zip(self.scales, levels, strict=True)
-        ]
+        classes = self.classify([self.classification(level) for level in levels])
+        return classes | self.localise([self.regression(level) for level in levels], range(len(levels)))
+
+    def classify(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Rows of logits, from the last maps of the branch."""
+        return {"cls_logits": _rows([self.cls_logits(one) for one in maps])}
+
+    def localise(self, maps: Sequence[Tensor], places: Sequence[int]) -> dict[str, Tensor]:
+        """Rows of distributions and their expected values, from the last maps of the branch on these levels."""
+        sides = [self.scales[place] * self.bbox_distribution(one) for place, one in zip(places, maps, strict=True)]
         distribution = full_precision(_rows(sides))
         return {
-            "cls_logits": _rows(logits),
             "bbox_distribution": distribution,
             "bbox_regression": expected_value(distribution.unflatten(-1, (4, -1))),
         }

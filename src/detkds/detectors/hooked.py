@@ -18,7 +18,7 @@ from detkds.registry import DETECTORS
 from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout
 
 Function = Callable[..., Any] | str
-_GIVEN = {"features", "image_sizes", "layout", "losses"}
+_GIVEN = {"features", "image_sizes", "layout", "losses", "branches"}
 _RESPONSES = tuple(field.name for field in fields(DetectorOutput) if field.name not in _GIVEN)
 _LAYOUT = ("kind", "activation", "anchors", "regression", "anchor_key")
 _CHOICES = {

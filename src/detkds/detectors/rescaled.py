@@ -114,6 +114,7 @@ class Rescaled(Detector):
             boxes={level: boxes / self.scale for level, boxes in output.boxes.items()},
             proposals=None if output.proposals is None else [one / self.scale for one in output.proposals],
             respond_at=None if respond is None else self._respond(respond),
+            branches=None,
         )
 
     def _respond(self, respond: Callable[[list[Tensor]], RegionResponse]) -> Callable[[list[Tensor]], RegionResponse]:

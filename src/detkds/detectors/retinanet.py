@@ -14,13 +14,14 @@ from torchvision.ops import sigmoid_focal_loss
 from torchvision.ops.misc import Conv2dNormActivation
 
 from detkds.detectors.backbones import build_backbone
+from detkds.detectors.branches import Tower, without_convs
 from detkds.detectors.dense import DenseDetector, head_norm, select_as_torchvision
 from detkds.detectors.matching import IGNORED, Objects, match_by_iou
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_numbers, check_whole
 from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, one_stage_pyramid
 from detkds.errors import ConfigError, Faults
 from detkds.registry import DETECTORS
-from detkds.structures import Batch, Detections, Layout
+from detkds.structures import Batch, Branch, Detections, Layout
 
 OCTAVE_SCALES = (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
 """Anchor sides in strides: three to the octave (Lin et al. 2017, section 4)."""
@@ -112,6 +113,12 @@ class RetinaNet(DenseDetector):
         layout = Layout("dense", "sigmoid", classes, grid.per_cell, "deltas", grid.key, tuple(class_names))
         super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
         self._thresholds = (float(foreground_iou), float(background_iou))
+
+    def tower(self, head: Any, branch: Branch) -> Tower:
+        """See :meth:`DenseDetector.tower`."""
+        part = head.classification_head if branch == "classification" else head.regression_head
+        name = "cls_logits" if branch == "classification" else "bbox_regression"
+        return Tower(list(part.conv), lambda maps, _: {name: without_convs(part)(maps)})
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Apply deltas ``(N, M, 4)`` to ``anchors (M, 4)``."""

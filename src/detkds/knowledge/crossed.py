@@ -1,0 +1,130 @@
+"""What the teacher's head makes of the student's maps: crossed heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from detkds.arguments import check_arguments
+from detkds.knowledge.localization import Localization
+from detkds.knowledge.logits import Logits
+from detkds.knowledge.responses import Per
+from detkds.registry import KNOWLEDGE
+from detkds.structures import Branch, DetectorInfo, DetectorOutput, Kind, Pair, Target
+
+
+@KNOWLEDGE.register("crossed_logits")
+@dataclass(frozen=True)
+class CrossedLogits:
+    """As ``logits``, with the class scores that the teacher's head gives from halfway the student's.
+
+    The student's map after some convolutions of its branch is standardised per channel, over batch and positions, to
+    the mean and deviation of the teacher's there, activated, and finished by the rest of the teacher's branch. The
+    teacher's weights are left alone; the gradient goes through them to the student.
+
+    Args:
+        after: convolutions of the student's own branch; the others are the teacher's.
+        per: what the weighted sum is divided by; see :data:`detkds.knowledge.responses.Per`.
+
+    Source: CrossKD (Wang et al., CVPR 2024), section 3.2 and the standardisation of the authors' code; ``after`` is 3
+        for RetinaNet, ATSS and GFL, and 2 for FCOS.
+    """
+
+    name: ClassVar[str]
+    yields: ClassVar[Kind] = "logits"
+
+    after: int = 3
+    per: Per = "weight"
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    def __call__(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Sequence[Target] | None,
+        levels: Mapping[str, float],
+    ) -> Iterator[Pair]:
+        crossed = _crossed(student, teacher, "classification", self.after, levels)
+        yield from Logits(per=self.per)(crossed, teacher, targets, levels)
+
+    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+        return _refusal(student, teacher, self.after) or Logits(per=self.per).refusal(student, teacher)
+
+
+@KNOWLEDGE.register("crossed_localization")
+@dataclass(frozen=True)
+class CrossedLocalization:
+    """As ``localization``, with the boxes that the teacher's head gives from halfway the student's.
+
+    Args:
+        after, per: see ``crossed_logits``.
+        bins: whether to refuse detectors without distributions over the same bins.
+
+    Source: CrossKD (Wang et al., CVPR 2024), section 3.2.
+    """
+
+    name: ClassVar[str]
+    yields: ClassVar[Kind] = "regression"
+
+    after: int = 3
+    per: Per = "weight"
+    bins: bool = False
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    def __call__(
+        self,
+        student: DetectorOutput,
+        teacher: DetectorOutput,
+        targets: Sequence[Target] | None,
+        levels: Mapping[str, float],
+    ) -> Iterator[Pair]:
+        crossed = _crossed(student, teacher, "regression", self.after, levels)
+        yield from Localization(per=self.per)(crossed, teacher, targets, levels)
+
+    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+        return _refusal(student, teacher, self.after) or Localization(per=self.per, bins=self.bins).refusal(
+            student, teacher
+        )
+
+
+def _crossed(
+    student: DetectorOutput, teacher: DetectorOutput, branch: Branch, after: int, levels: Mapping[str, float]
+) -> DetectorOutput:
+    """The student's output with the responses of one branch crossed."""
+    if student.branches is None or teacher.branches is None:
+        raise ValueError("crossing heads needs the branches of both outputs; a pass with responses gives them")
+    ours = student.branches.before(branch, after)
+    with torch.no_grad():
+        theirs = teacher.branches.before(branch, after)
+    maps = {level: _standardised(ours[level], theirs[level]) for level in levels if level in theirs}
+    return replace(student, **teacher.branches.finish(branch, after, maps))
+
+
+def _standardised(student: Tensor, teacher: Tensor) -> Tensor:
+    """The student's map with the mean and deviation of each channel of the teacher's."""
+    correction = min(1, student[:, 0].numel() - 1)
+    deviation, mean = torch.std_mean(student, (0, 2, 3), keepdim=True, correction=correction)
+    wanted, centre = torch.std_mean(teacher, (0, 2, 3), keepdim=True, correction=correction)
+    return (student - mean) / (deviation + 1e-6) * wanted + centre
+
+
+def _refusal(student: DetectorInfo, teacher: DetectorInfo, after: int) -> str | None:
+    sides = {"student": student.branches, "teacher": teacher.branches}
+    if without := [name for name, branches in sides.items() if branches is None]:
+        return f"crossing heads needs dense heads of two branches; not so the {' and '.join(without)}'s"
+    assert student.branches is not None and teacher.branches is not None
+    channels = student.branches.channels, teacher.branches.channels
+    if channels[0] != channels[1]:
+        return "the heads are not equally wide: student {}, teacher {} channels".format(*channels)
+    convs = student.branches.convs, teacher.branches.convs
+    if min(convs) < after:
+        return "the branches have not {} convolutions: student {}, teacher {}".format(after, *convs)
+    return None
