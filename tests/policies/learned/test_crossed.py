@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, group_norm
+from torchvision.ops import generalized_box_iou
 
-from detkds import Distiller, Policy, Term
+from detkds import Distiller, Policy, Term, load_policy
 from detkds.detectors import Detector, build_detector
 from detkds.distiller import check_pair
 from detkds.errors import PairError
-from detkds.structures import Batch, DetectorInfo, DetectorOutput, FeatureSpec
+from detkds.structures import Batch, DetectorInfo, DetectorOutput, FeatureSpec, Target
 from detkds.training.ask import ask
 
 FAMILIES = ("retinanet", "fcos", "gfl")
@@ -65,14 +68,14 @@ def test_both_halves_of_one_head_are_the_head(name: str, branch: Any, build: Bui
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_detector_loses_nothing_by_its_own_head(name: str, build: Build, batch: Batch) -> None:
+    policy = Policy([Term("crossed_logits(after=2)", [], "l2"), Term("crossed_localization(after=2)", [], "l2")])
     detector = build(name).eval()  # in training the body normalises over the batch
-    for loss in distil(BOTH, detector, detector, batch).values():
+    for loss in distil(policy, detector, detector, batch).values():
         assert loss.item() == pytest.approx(0, abs=1e-4)
 
 
-def written_out(student: Detector, teacher: Detector, features: tuple[Tensor, Tensor], after: int) -> Tensor:
-    """The crossed class scores of one level of a RetinaNet, ``(N, A K, H, W)``."""
-    heads = [one.model.head.classification_head for one in (student, teacher)]
+def written_out(heads: list[Any], features: tuple[Tensor, Tensor], after: int) -> Tensor:
+    """The last map of a crossed branch of two RetinaNets, on one level."""
 
     def normalised(x: Tensor, block: Any) -> Tensor:
         x = conv2d(x, block[0].weight, block[0].bias, padding=1)
@@ -80,7 +83,7 @@ def written_out(student: Detector, teacher: Detector, features: tuple[Tensor, Te
 
     maps = []
     for head, x in zip(heads, features, strict=True):
-        for block in head.conv[: after - 1] if after > 1 else []:
+        for block in list(head.conv)[: after - 1]:
             x = normalised(x, block).clamp(min=0)
         maps.append(normalised(x, head.conv[after - 1]))
     ours, theirs = maps
@@ -91,23 +94,80 @@ def written_out(student: Detector, teacher: Detector, features: tuple[Tensor, Te
     x = crossed.clamp(min=0)
     for block in list(heads[1].conv)[after:]:
         x = normalised(x, block).clamp(min=0)
-    return conv2d(x, heads[1].cls_logits.weight, heads[1].cls_logits.bias, padding=1)
+    return x
 
 
-def test_class_scores_are_those_written_out(build: Build, batch: Batch) -> None:
-    student, teacher = build("retinanet", 0).train(), build("retinanet", 1)
-    ours, theirs = student(batch), ask(teacher, batch)
-    policy = Policy([Term("crossed_logits(after=2)", [], "l2", levels=("p3", "p4"))])
-    (loss,) = Distiller(policy, student=student, teacher=teacher)(ours, theirs).values()
-    expected = 0.0
-    with torch.no_grad():
-        for level, valid in {"p3": (5, 7), "p4": (3, 4)}.items():
-            logits = written_out(student, teacher, (ours.features[level], theirs.features[level]), 2)
-            logits = logits.unflatten(1, (-1, 2)).transpose(1, 2)  # (N, K, A, H, W)
-            error = (logits - theirs.logits[level]).square()
-            parts = [error[0].flatten(), error[1, ..., : valid[0], : valid[1]].flatten()]
-            expected += torch.cat(parts).mean().item()
-    assert loss.item() == pytest.approx(expected, rel=1e-4)
+def cells(level: str) -> list[tuple[int, int, int]]:
+    """Image, row and column of all cells that begin inside the images."""
+    stride = 2 ** int(level[1:])
+    found = []
+    for image, (height, width) in enumerate(((64, 64), (40, 56))):
+        found += [(image, i, j) for i in range(-(-64 // stride)) for j in range(-(-64 // stride))
+                  if i * stride < height and j * stride < width]  # fmt: skip
+    return found
+
+
+@torch.no_grad()
+def test_crosskd_is_that_of_loops(build: Build, batch: Batch) -> None:
+    student, teacher = build("retinanet", 0, head_convs=4).train(), build("retinanet", 1, head_convs=4)
+    boxes = torch.tensor([[2.0, 2, 40, 38], [20, 20, 50, 60]])
+    targets = [Target(boxes=boxes, labels=torch.tensor([0, 1])), Target(boxes=boxes[:0], labels=torch.zeros(0).long())]
+    ours, theirs = student(replace(batch, targets=targets)), ask(teacher, batch)
+    losses = Distiller(load_policy("crosskd"), student=student, teacher=teacher)(ours, theirs, targets)
+    assert ours.region is not None
+    positives = sum(max(1, sum(int(marks[image].sum()) for marks in ours.region("main").values())) for image in (0, 1))
+    assert positives > 2
+    heads = [one.model.head for one in (student, teacher)]
+    anchors = dict(zip(ours.features, teacher.grid(list(ours.features.values())), strict=True))  # type: ignore
+    classes = boxes_loss = 0.0
+    for level in ours.features:
+        maps = ours.features[level], theirs.features[level]
+        scores, deltas = (
+            conv2d(written_out([getattr(head, part) for head in heads], maps, 3), last.weight, last.bias, padding=1)
+            for part, last in (
+                ("classification_head", heads[1].classification_head.cls_logits),
+                ("regression_head", heads[1].regression_head.bbox_reg),
+            )
+        )
+        width = scores.shape[-1]
+        for image, i, j in cells(level):
+            for a in range(9):
+                wanted = theirs.logits[level][image, :, a, i, j].sigmoid()
+                found = scores[image, 2 * a : 2 * a + 2, i, j]
+                for z, p in zip(found.tolist(), wanted.tolist(), strict=True):
+                    q = 1 / (1 + math.exp(-z))
+                    classes += abs(p - q) * (math.log1p(math.exp(-abs(z))) + max(z, 0) - z * p)
+                anchor = anchors[level][(i * width + j) * 9 + a][None]
+                box = teacher.model.box_coder.decode_single(deltas[image, 4 * a : 4 * a + 4, i, j][None], anchor)
+                overlap = generalized_box_iou(box, theirs.boxes[level][image, :, a, i, j][None]).item()
+                boxes_loss += wanted.max().item() * (1 - overlap)
+    assert losses["crossed_logits/bkd"].item() == pytest.approx(classes / positives, rel=1e-4)
+    assert losses["crossed_localization/giou"].item() == pytest.approx(boxes_loss / positives, rel=1e-3)
+
+
+@torch.no_grad()
+def test_crosskd_of_distributions_is_that_of_loops(build: Build, batch: Batch) -> None:
+    student, teacher = build("gfl", 0, head_convs=4).train(), build("gfl", 1, head_convs=4)
+    nothing = [Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long())] * 2
+    ours, theirs = student(replace(batch, targets=nothing)), ask(teacher, batch)
+    losses = Distiller(load_policy("crosskd-gfl"), student=student, teacher=teacher)(ours, theirs, nothing)
+    heads = [one.model.head for one in (student, teacher)]
+    last, expected = heads[1].bbox_distribution, 0.0
+    for index, level in enumerate(ours.features):
+        towers = [type("Part", (), {"conv": head.regression}) for head in heads]
+        x = written_out(towers, (ours.features[level], theirs.features[level]), 3)
+        sides = heads[1].scales[index] * conv2d(x, last.weight, last.bias, padding=1)
+        total = weights = 0.0
+        for image, i, j in cells(level):
+            weight = theirs.logits[level][image, :, 0, i, j].sigmoid().max().item()
+            for side in range(4):
+                p = theirs.box_distribution[level][image, side, :, 0, i, j].softmax(0)
+                q = sides[image, 17 * side : 17 * side + 17, i, j].softmax(0)
+                total += weight * (p * (p / q).log()).sum().item()
+                weights += weight
+        expected += 4 * total / weights
+    assert losses["crossed_localization/kl"].item() == pytest.approx(expected, rel=1e-3)
+    assert losses["crossed_logits/bkd"].isfinite()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
