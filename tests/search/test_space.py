@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 from detkds.errors import ConfigError
-from detkds.policy import Policy, Term
+from detkds.policy import Policy, Term, load_policy
 from detkds.search.space import Space, draw, load_spaces, parse_spaces, points
 
 
@@ -142,3 +143,25 @@ def test_variants_of_the_knowledge_adapters_and_schedules_are_genes_too():
     assert space.term(space.encode(wanted[-1])) == wanted[-1]
     with pytest.raises(ConfigError, match=r"expected expressions of 'fgbg', got 'global'"):
         Space("fgbg", {**genes, "knowledge": ("global",)})
+    with pytest.raises(ConfigError, match=r"adapter: conv\(3\): .*expected knowledge of features"):
+        Space("logits", {"adapter": ("auto", "conv(3)"), "distance": ("l1",), "weight": (1.0,)})
+
+
+def test_the_extended_space_holds_the_genes_of_hand_designed_methods():
+    spaces = load_spaces("extended")
+    assert sum(space.size for space in spaces.values()) > 1_000_000
+    for name in ("fitnets", "pkd", "cwd", "skd"):
+        for term in load_policy(name):
+            space = spaces[term.knowledge.name]
+            weighted = replace(term, weight=5.0)
+            assert space.term(space.encode(weighted)).canonical() == weighted.canonical()
+    terms = [
+        Term("global(mask=score)", [], "l2", 5, adapter="conv(3)"),
+        Term("global", ["gram(C)"], "l2", 2),
+        Term("global", [], "l2", 1, adapter="generate"),
+        Term("logits", [], "bkd", 1),
+        Term("localization", ["edges"], "kl(tau=10)", 0.5),
+        Term("instance(source=gi)", ["pairwise"], "smooth_l1", 8),
+    ]
+    for term in terms:
+        assert spaces[term.knowledge.name].term(spaces[term.knowledge.name].encode(term)) == term

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from itertools import product
@@ -33,6 +33,9 @@ _REGISTRIES: dict[str, Registry[Any]] = {
     "schedule": SCHEDULES,
 }
 """Genes that name a piece."""
+
+_APART = ("knowledge", "adapter", "schedule")
+"""Genes whose options fit whatever the other genes are, and stand in no rule of :mod:`detkds.canonical`."""
 
 
 class SearchSpace(Protocol):
@@ -136,18 +139,17 @@ class Space:
 
     def legal(self, params: Params) -> bool:
         """Whether distance and transforms fit together."""
-        return self._unweighted(params) not in self._illegal
+        return self._chain(params) not in self._illegal
 
     @property
     def size(self) -> int:
         """Legal choices, as written; some are the same loss."""
-        return math.prod(len(options) for options in self.genes.values()) - len(self._illegal) * len(
-            self.genes["weight"]
-        )
+        whole = math.prod(len(options) for options in self.genes.values())
+        return whole - len(self._illegal) * len(self.genes["weight"]) * self._variants
 
     def count_canonical(self) -> int:
-        """Distinct losses, counted by building every one."""
-        return len({self.key(params) for params in points(self)})
+        """Distinct losses, counted by building every one but for the genes that stand apart."""
+        return len({self.key(params) for params in self._core()}) * self._variants
 
     def encode(self, policy: Policy | Term) -> dict[str, Option]:
         """The choice that stands for a policy (or for the same loss written otherwise).
@@ -155,10 +157,16 @@ class Space:
         Raises:
             ConfigError: the policy lies outside this space.
         """
-        key = (policy if isinstance(policy, Policy) else Policy([policy])).key
-        if key not in self._index:
-            raise ConfigError(f"policy outside the {self.knowledge} space: {key}; add its options to the space file")
-        return dict(self._index[key])
+        policy = policy if isinstance(policy, Policy) else Policy([policy])
+        if len(policy) == 1:
+            (term,) = policy
+            apart = {name: self._option(name, getattr(term, name)) for name in _APART if name in self.genes}
+            if None not in apart.values():
+                core = {name: self._pieces[name, self.genes[name][0]] for name in apart}
+                choice = self._index.get(Policy([replace(term, **core)]).key)
+                if choice is not None:
+                    return {**choice, **apart}  # type: ignore[dict-item]
+        raise ConfigError(f"policy outside the {self.knowledge} space: {policy.key}; add its options to the space file")
 
     def describe(self) -> dict[str, Any]:
         """Plain data: knowledge, weighting and genes."""
@@ -168,12 +176,33 @@ class Space:
     @cached_property
     def _index(self) -> dict[str, dict[str, Option]]:
         index: dict[str, dict[str, Option]] = {}
-        for params in points(self):
+        for params in self._core():
             index.setdefault(self.key(params), params)
         return index
 
+    def _core(self) -> Iterator[dict[str, Option]]:
+        """The legal choices with the genes that stand apart at their first options."""
+        genes = {name: options[:1] if name in _APART else options for name, options in self.genes.items()}
+        for values in product(*genes.values()):
+            params = dict(zip(genes, values, strict=True))
+            if self.legal(params):
+                yield params
+
+    @property
+    def _variants(self) -> int:
+        """Choices of the genes that stand apart."""
+        return math.prod(len(self.genes[name]) for name in _APART if name in self.genes)
+
+    def _option(self, name: str, piece: Any) -> Option | None:
+        """The option of a gene that builds this piece; None where none does."""
+        return next((option for option in self.genes[name] if self._pieces[name, option] == piece), None)
+
     def _unweighted(self, params: Params) -> tuple[Option, ...]:
         return tuple(params[name] for name in self.genes if name != "weight")
+
+    def _chain(self, params: Params) -> tuple[Option, ...]:
+        """What decides whether a choice is legal: its transforms and distance."""
+        return tuple(params[name] for name in self.genes if name not in ("weight", *_APART))
 
     def _check_genes(self) -> None:
         faults = Faults(f"space {self.knowledge}")
@@ -214,17 +243,25 @@ class Space:
     def _check_options(self) -> None:
         usable: set[tuple[str, Option]] = set()
         refused: dict[tuple[str, Option], str] = {}
-        names = [name for name in self.genes if name != "weight"]
-        weight = self.genes["weight"][0]
+        first = {name: options[0] for name, options in self.genes.items()}
+        names = [name for name in self.genes if name not in ("weight", *_APART)]
+        legal: dict[str, Option] = {}
         for values in product(*(self.genes[name] for name in names)):
-            choice = list(zip(names, values, strict=True))
+            choice = dict(zip(names, values, strict=True))
             try:
-                self.term({**dict(choice), "weight": weight})
-                usable.update(choice)
+                self.term({**first, **choice})
+                usable.update(choice.items())
+                legal = legal or choice
             except PolicyError as error:
                 self._illegal.add(values)
-                for item in choice:
+                for item in choice.items():
                     refused.setdefault(item, error.faults[0])
+        apart = [(name, option) for name in _APART for option in self.genes.get(name, ()) if legal]
+        for item in apart:
+            try:
+                self.term({**first, **legal, item[0]: item[1]})
+            except PolicyError as error:
+                refused[item] = error.faults[0]
         faults = Faults(f"space {self.knowledge}")
         for (name, option), reason in refused.items():
             if (name, option) not in usable:
