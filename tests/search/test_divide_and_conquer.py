@@ -183,6 +183,14 @@ def test_given_policies_join_the_initial_population(spaces):
     assert len(error.value.faults) == 2
 
 
+def test_every_term_of_a_given_policy_that_is_searched_joins(spaces):
+    given = Policy([Term("global", ["norm(C)"], "kl", 5), Term("global", [], "kl", 5),
+                    Term("fgbg(background=1)", [], "l1", 1)])  # fmt: skip
+    outcome = search(LANDSCAPE, spaces, SETTINGS, warm_start=[given])
+    first = [record.policy for record in outcome.records if record.study == "global"][:2]
+    assert first == [Policy([term]) for term in given.terms[:2]]
+
+
 @pytest.mark.parametrize("seed", [-1, 1.5, True])
 def test_a_seed_must_be_a_whole_number(spaces, seed):
     with pytest.raises(ConfigError, match="seed: expected a whole number"):

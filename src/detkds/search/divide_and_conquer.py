@@ -286,25 +286,33 @@ def _distinct(choices: Sequence[Params]) -> list[Params]:
 
 
 def _warm_choices(policies: Sequence[Policy], spaces: Mapping[str, Space]) -> list[dict[str, Params]]:
-    """For every policy the choices that its terms stand for, by the name of the space; other terms are left out.
+    """For every policy the choices that its terms stand for, by the name of the space.
+
+    Terms of knowledge that is not searched, in this form, are left out. Of several terms of one kind each after the
+    first is a choice of its own.
 
     Raises:
         ConfigError: a term lies outside its space.
     """
-    by_knowledge = {space.knowledge: name for name, space in spaces.items()}
     faults = Faults("warm start")
     choices: list[dict[str, Params]] = []
     for policy in policies:
         parts: dict[str, Params] = {}
+        others: list[dict[str, Params]] = []
         for term in policy.terms:
-            name = by_knowledge.get(str(term.to_dict()["knowledge"]))
+            name = next((name for name, space in spaces.items() if space.takes(term.knowledge)), None)
             if name is None:
                 continue
             try:
-                parts[name] = _nearest_choice(spaces[name], term)
+                choice = _nearest_choice(spaces[name], term)
             except UserError as error:
                 faults.add(error)
-        choices.append(parts)
+                continue
+            if name in parts:
+                others.append({name: choice})
+            else:
+                parts[name] = choice
+        choices += [parts, *others]
     faults.raise_as(ConfigError)
     return choices
 

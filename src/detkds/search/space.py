@@ -151,6 +151,11 @@ class Space:
         """Distinct losses, counted by building every one but for the genes that stand apart."""
         return len({self.key(params) for params in self._core()}) * self._variants
 
+    def takes(self, knowledge: Any) -> bool:
+        """Whether this knowledge, in this form, is searched here."""
+        options = self.genes.get("knowledge", (self.knowledge,))
+        return any(self._pieces["knowledge", option] == knowledge for option in options)
+
     def encode(self, policy: Policy | Term) -> dict[str, Option]:
         """The choice that stands for a policy (or for the same loss written otherwise).
 
