@@ -38,6 +38,21 @@ def test_batch_normalisation_follows_the_convolution() -> None:
     torch.testing.assert_close(adapted.std((0, 2, 3), unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
 
 
+def test_one_cell_is_normalised_by_the_running_statistics() -> None:
+    """The last level of a pyramid may have one cell, and a batch one image."""
+    layers = build("conv(1, norm=batch)", 3, 4)
+    feature = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    layers(feature)
+    kept = {name: buffer.clone() for name, buffer in layers.named_buffers()}
+    assert not torch.equal(kept["1.running_mean"], torch.zeros(4))
+    cell = feature[:1, :, :1, :1]
+    adapted = layers(cell)
+    assert torch.equal(adapted, layers.eval()(cell))
+    adapted.sum().backward()
+    assert layers[1].bias.grad.tolist() == [1.0] * 4
+    assert all(torch.equal(kept[name], buffer) for name, buffer in layers.named_buffers())
+
+
 def test_generation_sees_what_the_mask_leaves() -> None:
     """The map is generated, by two convolutions with a ReLU between, from an aligned map with positions set to 0."""
     feature = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from detkds.arguments import check_arguments
@@ -42,10 +43,24 @@ class Conv:
         """The layers from ``student`` to ``teacher`` channels."""
         layers: list[nn.Module] = [convolution(student, teacher, self.size, generator)]
         if self.norm == "batch":
-            layers.append(nn.BatchNorm2d(teacher))
+            layers.append(BatchNorm(teacher))
         if self.relu:
             layers.append(nn.ReLU())
         return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes one image of one cell in training too.
+
+    A single number is no batch to normalise over, so it is normalised by the running statistics, as in evaluation.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same."""
+        if self.training and input.numel() == self.num_features:
+            mean, variance = self.running_mean, self.running_var
+            return functional.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
 
 
 def convolution(inputs: int, outputs: int, size: int, generator: torch.Generator) -> nn.Conv2d:
