@@ -294,7 +294,8 @@ def _weighted_mean(values: Tensor, weight: Tensor | None, divisor: Tensor | floa
     if values.ndim == weight.ndim > 1 and weight.shape[1] == 1:
         values = values.sum(1, keepdim=True)  # a weight per position needs the sum over its channels only
     if divisor is None:
-        divisor = (repeats * weight.sum()).clamp_min(torch.finfo(values.dtype).tiny)
+        divisor = repeats * weight.sum()
+        divisor = divisor + (divisor == 0)  # a tiny number in its place would overflow on the way back
     return (weight * values).sum() / divisor
 
 

@@ -25,3 +25,11 @@ def test_divisor_stands_in_place_of_the_sum_of_weights(name: str, weighted: bool
 def test_nothing_over_a_divisor_is_nothing() -> None:
     pair = Pair(torch.zeros(0, 3), torch.zeros(0, 3), kind="logits", weight=torch.zeros(0, 1), divisor=1)
     assert DISTANCES.build("kl")(pair) == 0 and DISTANCES.build("l1")(pair) == 0
+
+
+@pytest.mark.parametrize("distance", ["kl(tau=2)", "l2", "l2(per=position)", "cosine", "bce"])
+def test_where_nothing_counts_the_gradient_is_zero_however_strong_the_term(distance: str) -> None:
+    student = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pair = Pair(student, torch.ones(4, 3), kind="logits", weight=torch.zeros(4, 1))
+    (1000 * DISTANCES.build(distance)(pair)).backward()
+    assert student.grad is not None and torch.equal(student.grad, torch.zeros(4, 3))

@@ -51,7 +51,7 @@ def element_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor], p
         return total / max(positions, 1)
     share = weight.amax(1)
     count = share.sum() * (positions / max(share.numel(), 1))
-    return total / count.clamp_min(torch.finfo(values.dtype).tiny)
+    return total / (count + (count == 0))
 
 
 def row_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
