@@ -174,7 +174,7 @@ def test_shipped_policies_against_obvious_loops(name: str, reference: Callable[[
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-LEARNED = {"fkd", "maskd"}
+LEARNED = {"diffkd", "fkd", "maskd"}
 """Policies with learned parts that tell even equal outputs apart at first."""
 PINNED = {
     "cwd": [9.69946],

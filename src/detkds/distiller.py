@@ -88,7 +88,9 @@ class Distiller(nn.Module):
                 source = (term.knowledge, tuple(levels), adapter)
                 if source not in pairs:
                     knowledge = self.learned[_learned_name(term, levels)] if _learns(term) else term.knowledge
-                    pairs[source] = list(knowledge(adapted[adapter], teacher, targets, levels))  # type: ignore[operator]
+                    given = (generator.manual_seed(draw),) if getattr(knowledge, "draws", False) else ()
+                    found = knowledge(adapted[adapter], teacher, targets, levels, *given)  # type: ignore[operator]
+                    pairs[source] = list(found)
                     _check_shapes(term, pairs[source])
                 share = term.schedule(step, self.total_steps)  # type: ignore[operator]
                 loss = term_loss(term, pairs[source], generator.manual_seed(draw))

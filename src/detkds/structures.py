@@ -304,7 +304,8 @@ class Knowledge(Protocol):
 
     Knowledge of features that reads the responses as well has ``reads_responses = True``, and is given aligned ones.
     Knowledge with learned parts has ``learned(channels, generator)``: a module, built for the channels of the
-    compared maps by level, that is called in its place and is trained with the student.
+    compared maps by level, that is called in its place and is trained with the student. A module that draws
+    random numbers has ``draws = True`` and is given a generator after the levels.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from detkds.structures import DetectorOutput, Pair, Target
@@ -14,10 +15,12 @@ class PerLevel(nn.Module):
 
     Args:
         parts: modules of the student's and the teacher's map ``(N, C, H, W)`` that return pairs.
+        draws: whether the parts draw random numbers, and are given a generator after the maps.
     """
 
-    def __init__(self, parts: Iterable[nn.Module]) -> None:
+    def __init__(self, parts: Iterable[nn.Module], *, draws: bool = False) -> None:
         super().__init__()
+        self.draws = draws
         self.parts = nn.ModuleList(parts)
 
     def forward(
@@ -26,7 +29,9 @@ class PerLevel(nn.Module):
         teacher: DetectorOutput,
         targets: Sequence[Target] | None,
         levels: Mapping[str, float],
+        generator: torch.Generator | None = None,
     ) -> Iterator[Pair]:
         """The pairs of all levels; the levels are those that the parts were made for."""
+        given = (generator,) if self.draws else ()
         for level, part in zip(levels, self.parts, strict=True):
-            yield from part(student.features[level], teacher.features[level])
+            yield from part(student.features[level], teacher.features[level], *given)
