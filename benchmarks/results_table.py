@@ -71,7 +71,7 @@ def methods_table(summaries: list[dict[str, Any]]) -> str:
 
     head = "".join(f" {summary['name']} | to plain [95%] | step |" for summary in summaries)
     lines = [f"| |{head}", "|---|" + "---:|---:|---:|" * len(summaries)]
-    plain = [name for name in policies if named[0].get(name, {}).get("kind") != "hand"]
+    plain = [name for name in policies if any(rows.get(name, {}).get("kind") in ("teacher", "plain") for rows in named)]
     for name in plain + sorted((name for name in policies if name not in plain), key=gain, reverse=True):
         cells = [_cells(rows.get(name)) for rows in named]
         lines.append(f"| {name} | {' | '.join(cell for row in cells for cell in row)} |")
