@@ -52,6 +52,7 @@ RECIPES = {
     "rt_detr": Recipe({"size": "nano"}, lr=1e-3, steps=250),
     "d_fine": Recipe({"size": "nano"}, lr=1e-3, steps=250),
     "deformable_detr": Recipe({"size": "nano"}, lr=1e-3, steps=500),
+    "lw_detr": Recipe({"size": "nano"}, lr=1e-3, steps=450),
 }
 
 MASK_RECIPES = {
