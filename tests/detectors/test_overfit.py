@@ -50,6 +50,7 @@ RECIPES = {
     "gfl": Recipe({"head_convs": 1, "reg_max": 4}, lr=5e-3, steps=400, size=192),
     "reppoints": Recipe({"head_convs": 1}, steps=250),
     "rt_detr": Recipe({"size": "nano"}, lr=1e-3, steps=250),
+    "rt_detr_v2": Recipe({"size": "nano"}, lr=1e-3, steps=500),
     "d_fine": Recipe({"size": "nano"}, lr=1e-3, steps=250),
     "deformable_detr": Recipe({"size": "nano"}, lr=1e-3, steps=500),
     "lw_detr": Recipe({"size": "nano"}, lr=1e-3, steps=450),
