@@ -52,6 +52,7 @@ RECIPES = {
     "rt_detr": Recipe({"size": "nano"}, lr=1e-3, steps=250),
     "rt_detr_v2": Recipe({"size": "nano"}, lr=1e-3, steps=500),
     "d_fine": Recipe({"size": "nano"}, lr=1e-3, steps=250),
+    "deim_v2": Recipe({"size": "nano"}, lr=1e-3, steps=500),
     "deformable_detr": Recipe({"size": "nano"}, lr=1e-3, steps=500),
     "lw_detr": Recipe({"size": "nano"}, lr=1e-3, steps=450),
 }
