@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,10 @@ from detkds.structures import Kind, Pair
 _K1, _K2, _LEAST_RANGE = 0.01, 0.03, 1e-3
 _LARGE = 64
 """Cells along a side beyond which a map is convolved."""
+_AT_ONCE = 2**18
+"""Numbers of a map that a CPU works on at once: its memory is taken and given back quickly in small pieces."""
+_BLOCK = 16
+"""Channels that a CPU's convolutions take together."""
 
 
 @DISTANCES.register("ssim")
@@ -51,23 +56,33 @@ class StructuralSimilarity:
         if pair.student.numel() == 0:
             return pair.student.sum()
         with torch.autocast(pair.student.device.type, enabled=False):
-            return pair.mean((1 - self._similarity(pair.student, pair.teacher)) / 2)
+            return pair.mean(self._distance(pair.student, pair.teacher))
 
-    def _similarity(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         extent = teacher.amax((1, 2, 3), keepdim=True) - teacher.amin((1, 2, 3), keepdim=True)
-        c1, c2 = ((k * extent.clamp_min(_LEAST_RANGE)).square() for k in (_K1, _K2))
+        constants = [(k * extent.clamp_min(_LEAST_RANGE)).square() for k in (_K1, _K2)]
         blur = _Blur(teacher, min(self.window, *((size - 1) // 2 * 2 + 1 for size in teacher.shape[2:])), self.sigma)
-        # Variances do not feel a shift: taking the level of each map out keeps their digits.
-        student_level = student.detach().mean((2, 3), keepdim=True)
-        teacher_level = teacher.mean((2, 3), keepdim=True)
-        student, teacher = student - student_level, teacher - teacher_level
-        student_mean, teacher_mean = blur(student), blur(teacher)
-        student_variance = (blur(student.square()) - student_mean.square()).clamp_min(0)
-        teacher_variance = (blur(teacher.square()) - teacher_mean.square()).clamp_min(0)
-        covariance = blur(student * teacher) - student_mean * teacher_mean
-        student_mean, teacher_mean = student_mean + student_level, teacher_mean + teacher_level
-        luminance = (2 * student_mean * teacher_mean + c1) / (student_mean.square() + teacher_mean.square() + c1)
-        return luminance * (2 * covariance + c2) / (student_variance + teacher_variance + c2)
+        step = student.shape[1]
+        if student.device.type == "cpu":
+            step = max(_BLOCK, _AT_ONCE // student[:, 0].numel() // _BLOCK * _BLOCK)
+        parts = zip(student.split(step, 1), teacher.split(step, 1), strict=True)
+        return torch.cat([_distance(*part, blur, *constants) for part in parts], 1)
+
+
+def _distance(student: Tensor, teacher: Tensor, blur: Callable[[Tensor], Tensor], c1: Tensor, c2: Tensor) -> Tensor:
+    # Moments of second order do not feel a shift: taking the level of each map out keeps their digits.
+    student_level = student.detach().mean((2, 3), keepdim=True)
+    teacher_level = teacher.mean((2, 3), keepdim=True)
+    student, teacher = student - student_level, teacher - teacher_level
+    student_mean, teacher_mean = blur(student), blur(teacher)
+    # No more is needed of the two variances than their sum, which spares a window.
+    squares = blur(student.square() + teacher.square())
+    variances = (squares - (student_mean.square() + teacher_mean.square())).clamp_min(0)
+    covariance = blur(student * teacher) - student_mean * teacher_mean
+    student_mean, teacher_mean = student_mean + student_level, teacher_mean + teacher_level
+    shared = (2 * student_mean * teacher_mean + c1) * (2 * covariance + c2)
+    own = (student_mean.square() + (teacher_mean.square() + c1)) * (variances + c2)
+    return torch.rsub(shared / own, 0.5, alpha=0.5)
 
 
 class _Blur:
@@ -79,7 +94,7 @@ class _Blur:
 
     def __init__(self, like: Tensor, window: int, sigma: float) -> None:
         self.rows, self.columns = (_window_shares(size, window, sigma, like) for size in like.shape[2:])
-        self.channels, self.reach = like.shape[1], window // 2
+        self.reach = window // 2
         self.convolves = like.device.type == "cpu" and max(like.shape[2:]) > _LARGE
         if self.convolves:
             offsets = torch.arange(-self.reach, self.reach + 1, device=like.device, dtype=like.dtype)
@@ -91,11 +106,11 @@ class _Blur:
         if not self.convolves:
             return self.rows @ maps @ self.columns.T
         down, across = (
-            self.kernel.view(1, 1, *shape).expand(self.channels, 1, *shape)
+            self.kernel.view(1, 1, *shape).expand(maps.shape[1], 1, *shape)
             for shape in ((len(self.kernel), 1), (1, len(self.kernel)))
         )
-        maps = functional.conv2d(maps, down, padding=(self.reach, 0), groups=self.channels)
-        return functional.conv2d(maps, across, padding=(0, self.reach), groups=self.channels) / self.mass
+        maps = functional.conv2d(maps, down, padding=(self.reach, 0), groups=maps.shape[1])
+        return functional.conv2d(maps, across, padding=(0, self.reach), groups=maps.shape[1]) / self.mass
 
 
 def _window_shares(size: int, window: int, sigma: float, like: Tensor) -> Tensor:
