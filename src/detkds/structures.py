@@ -187,6 +187,22 @@ class Branches(Protocol):
         ...
 
 
+class Regions(Protocol):
+    """Which positions of a student's responses belong to a region, of one pass in training."""
+
+    def __call__(self, name: str, boxes: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
+        """A weight for every anchor ``{level: (N, 1, A, H, W)}``, or every proposal ``{"roi": (R, 1)}``.
+
+        Without gradient. ``main`` has 1 where the detector's own losses see an object, and ``background`` where they
+        see none; some positions, which they leave out, are in neither. ``vlr`` has the IoU of the anchors that lie
+        around an object, the valuable localization region of LD (Zheng et al. 2022).
+
+        Args:
+            boxes: ``(R_i, 4)`` of each image, to be taken for the objects in place of the targets.
+        """
+        ...
+
+
 @dataclass
 class DetectorOutput:
     """Everything one forward pass of a detector gives.
@@ -205,9 +221,7 @@ class DetectorOutput:
         proposals: per image ``(R_i, 4)``, the regions that the region responses belong to (region only).
         respond_at: a function from proposals to :class:`RegionResponse` over this pass's features (region only), so
             that a teacher can be asked about the student's proposals without a second forward pass.
-        region: a function from the name of a region to a weight for every anchor, ``{level: (N, 1, A, H, W)}``, where
-            there were targets: ``main`` has 1 at the anchors that the detector's own losses take for an object, and
-            ``vlr`` their IoU at those that lie around, the valuable localization region of LD (Zheng et al. 2022).
+        region: tells the regions of the responses, where there were targets; see :class:`Regions`.
         branches: of the head over this pass's features (some dense heads only).
     """
 
@@ -221,7 +235,7 @@ class DetectorOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
     proposals: list[Tensor] | None = None
     respond_at: Callable[[list[Tensor]], RegionResponse] | None = None
-    region: Callable[[str], Mapping[str, Tensor]] | None = None
+    region: Regions | None = None
     branches: Branches | None = None
 
 

@@ -136,7 +136,8 @@ def test_losses_by_a_slow_loop(small: Build, batch: Batch) -> None:
     proposals = [torch.cat([p, t["boxes"] + 2, t["boxes"] - 1.5]) for p, t in zip(_proposals(), targets, strict=True)]
     with torch.no_grad():
         features = detector.model.backbone(batch.images)
-        first, _, losses = regions.fit(features, proposals, targets, SIZES)
+        rows, _, losses = regions.fit(features, proposals, targets, SIZES)
+        first = rows.boxes
         assert [len(one) for one in first] == [5 + 3 * 3, 4 + 3 * 1]  # every object's own box is among the first
         chain, own = first, [torch.arange(len(one)) >= len(p) for one, p in zip(first, proposals, strict=True)]
         for number, stage in enumerate(regions.stages):

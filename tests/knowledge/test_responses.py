@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
+from detkds.knowledge.general_instances import general_instances
 from detkds.knowledge.global_ import Global
 from detkds.knowledge.localization import Localization
 from detkds.knowledge.logits import Logits
@@ -139,7 +141,16 @@ def marked(output: DetectorOutput) -> DetectorOutput:
     main = {level: torch.zeros_like(value[:, :1]) for level, value in output.logits.items()}
     main["p3"][0, 0, 1, 2, 3] = main["p4"][0, 0, 0, 1, 1] = 1
     vlr = {level: 0.25 * value.roll(1, -1) for level, value in main.items()}
-    return replace(output, region={"main": main, "vlr": vlr}.__getitem__)
+    background = {level: (value == 0).float() for level, value in main.items()}
+    background["p3"][0, 0, 0, 0, 0] = 0  # left out of the losses
+    regions = {"main": main, "vlr": vlr, "background": background}
+
+    def region(name: str, boxes: Sequence[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        if boxes is None:
+            return regions[name]
+        return {level: torch.full_like(value, len(torch.cat(list(boxes)))) for level, value in main.items()}
+
+    return replace(output, region=region)
 
 
 @pytest.mark.parametrize("knowledge", [Logits, Localization])
@@ -154,8 +165,41 @@ def test_weights_by_difference_and_by_region(knowledge: type, output, strides):
     assert weights("positive")[0, 0, 1, 2, 3] == 1 and weights("positive").sum() == 1
     assert weights("main")[0, 0, 1, 2, 3].item() == pytest.approx(q.max().item())
     assert weights("vlr")[0, 0, 1, 2, 4] == 0.25 and weights("vlr").sum() == 0.25
+    assert weights("negative")[0].sum() == 2 * 8 * 8 - 2
     assert weights("cells") is None
     assert (weights("difference")[1, :, :, 5:] == 0).all() and not weights("difference").requires_grad
+
+
+@pytest.mark.parametrize("knowledge", [Logits, Localization])
+def test_general_instances_weigh_where_the_student_would_see_them(knowledge: type, output, strides):
+    student, teacher = marked(output(0)), output(1)
+    found = sum(map(len, general_instances(student, teacher, strides)))
+    pair = next(iter(knowledge(weights="general")(student, teacher, None, strides)))
+    assert found > 2 and pair.weight.unique().tolist() == [0, found]  # 0 on padding
+    teacher_without = replace(DENSE, regression="none")
+    offered = replace(info(DENSE), regions=("main",))
+    assert "general instances need the boxes" in (Logits("general").refusal(offered, info(teacher_without)) or "")
+    assert "weights=general needs a student that marks" in (Logits("general").refusal(info(DENSE), info(DENSE)) or "")
+
+
+@pytest.mark.parametrize("knowledge", [Logits, Localization])
+def test_a_cell_counts_once_by_its_peak(knowledge: type, output, strides):
+    student, teacher = output(0), output(1)
+    pair = next(iter(knowledge(weights="peak", per="cell")(student, teacher, None, strides)))
+    peak = torch.sigmoid(teacher.logits["p3"].flatten(1, 2).amax(1))
+    torch.testing.assert_close(pair.weight[0, 0, 0], peak[0])
+    assert torch.equal(pair.weight[:, :, 0], pair.weight[:, :, 1])
+    assert pair.divisor.item() == pytest.approx(pair.weight[:, :, 0].sum().item())
+    [rows] = knowledge(weights="peak", per="cell")(region_output(0), region_output(1), None, strides)
+    assert rows.divisor is None and torch.equal(rows.weight, confidence(region_output(1), "roi"))
+
+
+def test_positives_of_regions_are_counted_image_by_image(strides):
+    student, teacher = region_output(0), region_output(1)
+    student.proposals = [torch.zeros(3, 4), torch.zeros(2, 4)]
+    student.region = lambda name, boxes=None: {"roi": torch.tensor([[1.0], [1.0], [0.0], [0.0], [0.0]])}
+    [pair] = Logits(per="positive")(student, teacher, None, strides)
+    assert pair.divisor == 3
 
 
 @pytest.mark.parametrize("knowledge", [Logits, Localization])

@@ -49,7 +49,7 @@ class Case:
 
     def distil(self, policy: str, step: int = 0) -> tuple[list[float], Distiller]:
         """The loss of every term of a shipped policy, and the distiller, whose adapters are trained no step yet."""
-        info = DetectorInfo({level: FeatureSpec(4, s) for level, s in STRIDES.items()}, LAYOUT)
+        info = DetectorInfo({level: FeatureSpec(4, s) for level, s in STRIDES.items()}, LAYOUT, regions=("main",))
         distiller = Distiller(load_policy(policy), student=info, teacher=info, total_steps=10).double()
         distiller.step = step
         losses = distiller(self.student, self.teacher, self.targets)

@@ -18,7 +18,7 @@ def test_features_and_classes_by_score(case, valid):
     for (level, student, teacher), stride in zip(maps, (8, 16), strict=True):
         scores = case.teacher.logits[level].tolist()
         own = case.student.logits[level].tolist()
-        total = norm = class_total = class_norm = 0.0
+        total = norm = class_total = 0.0
         for image in range(2):
             for i in range(64 // stride):
                 for j in range(64 // stride):
@@ -28,16 +28,13 @@ def test_features_and_classes_by_score(case, valid):
                         total += max(cell) * sum(
                             (teacher[image][c][i][j] - student[image][c][i][j]) ** 2 for c in range(4)
                         )
-                        for a in range(2):
-                            wanted = [sigmoid(scores[image][k][a][i][j]) for k in range(3)]
-                            given = [sigmoid(own[image][k][a][i][j]) for k in range(3)]
-                            class_norm += max(wanted)
-                            for p, q in zip(wanted, given, strict=True):
-                                # The teacher's own entropy, a constant of the loss, is taken off.
-                                entropy = p * math.log(p) + (1 - p) * math.log(1 - p)
-                                class_total += max(wanted) * (entropy - p * math.log(q) - (1 - p) * math.log(1 - q))
+                        given = [sigmoid(own[image][k][a][i][j]) for k in range(3) for a in range(2)]
+                        for p, q in zip(cell, given, strict=True):
+                            # The teacher's own entropy, a constant of the loss, is taken off.
+                            entropy = p * math.log(p) + (1 - p) * math.log(1 - p)
+                            class_total += max(cell) * (entropy - p * math.log(q) - (1 - p) * math.log(1 - q))
         features += 0.005 * total / norm
-        classes += 0.02 * class_total / class_norm
+        classes += 0.02 * class_total / norm
     assert losses == pytest.approx([features, classes], rel=1e-6)
 
 

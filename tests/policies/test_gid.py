@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
-from torchvision.ops import box_iou, roi_align
+from torchvision.ops import box_iou, generalized_box_iou_loss, roi_align
 
 
 def instances(case, image, valid):
@@ -31,7 +33,23 @@ def instances(case, image, valid):
     return torch.stack(kept)
 
 
+def inside(case, boxes, level, image, a, i, j):
+    """Whether the student's box there overlaps one of these a little: an assignment as simple as any."""
+    return box_iou(case.student.boxes[level][image, :, a, i, j][None], boxes).max().item() > 0.2
+
+
+def marked(case, name, boxes=None):
+    """Where the student sees general instances."""
+    assert name == "main" and boxes is not None
+    weights = {level: torch.zeros_like(logits[:, :1]) for level, logits in case.student.logits.items()}
+    for level, weight in weights.items():
+        for image, _, a, i, j in product(*map(range, weight.shape)):
+            weight[image, 0, a, i, j] = inside(case, boxes[image], level, image, a, i, j)
+    return weights
+
+
 def test_features_and_relations(case, valid):
+    case.student.region = partial(marked, case)
     losses, _ = case.distil("gid")
     boxes = [instances(case, image, valid) for image in range(2)]
     assert sum(map(len, boxes)) >= 6
@@ -56,4 +74,19 @@ def test_features_and_relations(case, valid):
     for pair, value in student.items():
         gap = abs(value - teacher[pair])
         relation += 0.5 * gap**2 if gap < 1 else gap - 0.5
-    assert losses == pytest.approx([5e-4 * feature / count, 40 * relation / len(student)], rel=1e-5)
+    responses = [0.0, 0.0]
+    for level, stride in (("p3", 8), ("p4", 16)):
+        values: list[tuple[float, float]] = []
+        for image, a, i, j in product(range(2), range(2), *[range(64 // stride)] * 2):
+            if not (valid(image, i, j, stride) and inside(case, boxes[image], level, image, a, i, j)):
+                continue
+            sides = (case.student, case.teacher)
+            q, p = (torch.sigmoid(side.logits[level][image, :, a, i, j]).tolist() for side in sides)
+            entropy = sum(
+                t * math.log(t / s) + (1 - t) * math.log((1 - t) / (1 - s)) for s, t in zip(q, p, strict=True)
+            )
+            box = [side.boxes[level][image, :, a, i, j] for side in sides]
+            values.append((entropy, generalized_box_iou_loss(*box).item()))
+        for part, found in enumerate(zip(*values, strict=True)):
+            responses[part] += sum(found) / len(found)
+    assert losses == pytest.approx([5e-4 * feature / count, 40 * relation / len(student), *responses], rel=1e-5)

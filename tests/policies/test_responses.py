@@ -22,8 +22,9 @@ SIZES = {"p3": (4, 4), "p4": (2, 2)}
 FEATURES = {level: FeatureSpec(4, stride) for level, stride in STRIDES.items()}
 GFL = DetectorInfo(FEATURES, Layout("dense", "sigmoid", 3, 1, "sides", "a", bins="0 to 4"), regions=("main", "vlr"))
 FCOS = DetectorInfo(FEATURES, Layout("dense", "sigmoid", 3, 1, "sides", "a"), regions=("main",))
-REGIONS = DetectorInfo(FEATURES, Layout("region", "softmax", 3, 1, "deltas"))
+REGIONS = DetectorInfo(FEATURES, Layout("region", "softmax", 3, 1, "deltas"), regions=("main", "background"))
 QUERIES = DetectorInfo(FEATURES, Layout("query", "sigmoid", 3, 1, "centre"))
+POSITIVE = torch.tensor([[1.0], [0.0], [0.0], [1.0], [0.0], [0.0]])
 SEARCHED = {"kd": REGIONS, "dist": REGIONS}
 POLICIES = ["kd", "kd-sigmoid", "dist", "dist-sigmoid", "cwd-logits", "bckd", "ld"]
 
@@ -48,7 +49,7 @@ def dense(seed: int) -> DetectorOutput:
         regression={level: tensor.requires_grad_() for level, tensor in draw(seed + 3, 4, 1).items()},
         boxes=boxes,
         box_distribution=draw(seed + 4, 4, 5, 1),
-        region=lambda name: regions[name],
+        region=lambda name, boxes=None: regions[name],
     )
 
 
@@ -63,6 +64,7 @@ def regional(seed: int) -> DetectorOutput:
         boxes={"roi": numbers},
         proposals=[numbers[:3, :, 0], numbers[3:, :, 0]],
         respond_at=lambda proposals: RegionResponse(logits, numbers, numbers),
+        region=lambda name, boxes=None: {"roi": POSITIVE if name == "main" else 1 - POSITIVE},
     )
 
 

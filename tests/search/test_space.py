@@ -150,7 +150,21 @@ def test_variants_of_the_knowledge_adapters_and_schedules_are_genes_too():
 def test_the_extended_space_holds_the_genes_of_hand_designed_methods():
     spaces = load_spaces("extended")
     assert sum(space.size for space in spaces.values()) > 1_000_000
-    dense = ("at", "bckd", "cwd-logits", "defeat", "fgd", "fgfi", "frs", "gid", "ickd", "kd-sigmoid", "ld", "mgd", "sp")
+    dense = (
+        "at",
+        "bckd",
+        "cwd-logits",
+        "defeat-features",
+        "fgd",
+        "fgfi",
+        "frs",
+        "gid",
+        "ickd",
+        "kd-sigmoid",
+        "ld",
+        "mgd",
+        "sp",
+    )
     for name in (*dense, "cwd", "fitnets", "pkd", "skd"):
         for term in load_policy(name):
             taking = [space for space in spaces.values() if space.takes(term.knowledge)]

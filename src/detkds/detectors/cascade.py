@@ -11,10 +11,10 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
 from detkds.detectors.region_rows import Rows
-from detkds.detectors.regions import DELTA_WEIGHTS, RegionHead, RegionOptions, RegionStage, Sizes
+from detkds.detectors.regions import DELTA_WEIGHTS, POSITIVE_IOU, RegionHead, RegionOptions, RegionStage, Sizes
 from detkds.structures import RegionResponse, Target
 
-STAGE_IOU = (0.5, 0.6, 0.7)
+STAGE_IOU = (POSITIVE_IOU, 0.6, 0.7)
 STAGE_DEVIATIONS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 STAGE_SHARES = (1.0, 0.5, 0.25)
 _SMOOTH_L1_BETA = 1.0
@@ -46,7 +46,7 @@ class CascadeHead(RegionHead):
 
     def fit(
         self, features: dict[str, Tensor], proposals: list[Tensor], targets: Sequence[Target], image_sizes: Sizes
-    ) -> tuple[list[Tensor], RegionResponse, dict[str, Tensor]]:
+    ) -> tuple[Rows, RegionResponse, dict[str, Tensor]]:
         """See :meth:`RegionHead.fit`.
 
         Later stages see all refined regions and the objects' own boxes, and their losses are taken over a draw from
@@ -67,7 +67,7 @@ class CascadeHead(RegionHead):
             asked = torch.cat(rows.objects).logical_not() if number else slice(None)
             logits.append(found[asked])
             refined = stage.coder.decode_single(deltas[asked], torch.cat(boxes))
-        return first.boxes, self._response(logits, refined, first.boxes), losses
+        return first, self._response(logits, refined, first.boxes), losses
 
     def respond(self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: Sizes) -> RegionResponse:
         """See :meth:`RegionHead.respond`; all stages run, each at the boxes of the one before it."""

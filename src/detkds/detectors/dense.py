@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detkds.detectors.base import Detector
 from detkds.detectors.branches import HeadBranches, Tower
-from detkds.detectors.matching import Objects
+from detkds.detectors.matching import BACKGROUND, Objects, of_one_class
 from detkds.detectors.pyramid import AnchorGrid, Pyramid, full_precision
 from detkds.structures import (
     Batch,
@@ -24,6 +24,7 @@ from detkds.structures import (
     DetectorOutput,
     FeatureSpec,
     Layout,
+    Regions,
     Target,
 )
 
@@ -52,7 +53,7 @@ class DenseDetector(Detector):
             features alone are imitated: the head is most of the cost of a pass. ``predict`` is not affected.
     """
 
-    regions: ClassVar[tuple[str, ...]] = ("main",)
+    regions: ClassVar[tuple[str, ...]] = ("main", "background")
 
     def __init__(
         self,
@@ -84,8 +85,9 @@ class DenseDetector(Detector):
         """The object of each anchor, ``(N, M)`` indices as in :mod:`detkds.detectors.matching`."""
 
     def region(self, name: str, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
-        """The weights ``(N, M)`` of one of :attr:`regions`; see :attr:`DetectorOutput.region`."""
-        return (self.match(heads, anchors, objects) >= 0).to(objects.boxes.dtype)
+        """The weights ``(N, M)`` of one of :attr:`regions`; see :class:`~detkds.structures.Regions`."""
+        matched = self.match(heads, anchors, objects)
+        return (matched == BACKGROUND if name == "background" else matched >= 0).to(objects.boxes.dtype)
 
     @abstractmethod
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
@@ -161,16 +163,20 @@ class DenseDetector(Detector):
         anchors: list[Tensor],
         targets: Sequence[Target],
         features: dict[str, Tensor],
-    ) -> Callable[[str], Mapping[str, Tensor]]:
-        """What marks the regions of this pass, each worked out once and only where somebody asks."""
+    ) -> Regions:
+        """What marks the regions of this pass; those of the targets are worked out once, where somebody asks."""
 
-        @cache
         @torch.no_grad()
-        def marked(name: str) -> Mapping[str, Tensor]:
-            rows = self.region(name, heads, anchors, Objects.collect(targets))
+        def marked(name: str, objects: Objects) -> Mapping[str, Tensor]:
+            rows = self.region(name, heads, anchors, objects)
             return self._per_level(rows[..., None], features)
 
-        return marked
+        known = cache(lambda name: marked(name, Objects.collect(targets)))
+
+        def region(name: str, boxes: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
+            return known(name) if boxes is None else marked(name, Objects.collect(of_one_class(boxes)))
+
+        return region
 
     def _branches(self, features: dict[str, Tensor]) -> HeadBranches | None:
         return None if self.info.branches is None else HeadBranches(self, features)

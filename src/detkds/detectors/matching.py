@@ -59,6 +59,11 @@ class Objects:
             yield slice(start, start + step)
 
 
+def of_one_class(boxes: Sequence[Tensor], label: int = 0) -> list[Target]:
+    """Targets of one class from boxes ``(R_i, 4)`` of each image."""
+    return [Target(boxes=one, labels=torch.full_like(one[:, 0], label, dtype=torch.int64)) for one in boxes]
+
+
 def match_by_iou(anchors: Tensor, objects: Objects, foreground: float, background: float) -> Tensor:
     """Match anchors ``(M, 4)``, or ``(N, M, 4)`` of each image, by IoU: ``(N, M)`` indices (Ren et al. 2015, 3.1.2).
 

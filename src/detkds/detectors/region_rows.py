@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detkds.detectors.matching import inside_crowd
+from detkds.detectors.matching import inside_crowd, of_one_class
 from detkds.detectors.sampling import Sampler
 from detkds.structures import Target
 
@@ -64,6 +64,17 @@ class Rows:
         """Boxes ``(P_i, 4)`` and matched objects ``(P_i,)`` of each image's positives."""
         kept = self._where([labels > BACKGROUND for labels in self.labels])
         return kept.boxes, kept.matched
+
+    def region(self, name: str) -> Tensor:
+        """``(R, 1)``: 1 for the rows of the region ``main``, which hold objects, or ``background``."""
+        labels = torch.cat(self.labels)
+        inside = labels == BACKGROUND if name == "background" else labels > BACKGROUND
+        return inside.to(self.boxes[0].dtype)[:, None]
+
+    def region_of(self, name: str, objects: Sequence[Tensor], iou: float) -> Tensor:
+        """The same where boxes ``(R_i, 4)`` of each image are the objects."""
+        rows = Rows.assign(self.boxes, of_one_class(objects, label=BACKGROUND + 1), iou)
+        return rows._where([~own for own in rows.objects]).region(name)
 
     def truth(self, targets: Sequence[Target]) -> Tensor:
         """The objects' boxes ``(P, 4)`` of all positives."""

@@ -23,6 +23,8 @@ from detkds.structures import RegionResponse, Target
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """What deltas are multiplied by: the inverse of their usual deviation (.1, .1, .2, .2)."""
+POSITIVE_IOU = 0.5
+"""The overlap from which a (first) stage takes a region for an object."""
 _POOLED = ["p2", "p3", "p4", "p5"]
 _SAMPLING_RATIO = 2
 _POSITIVE_SHARE = 0.25
@@ -143,7 +145,7 @@ class RegionHead(ABC):
     @abstractmethod
     def fit(
         self, features: dict[str, Tensor], proposals: list[Tensor], targets: Sequence[Target], image_sizes: Sizes
-    ) -> tuple[list[Tensor], RegionResponse, dict[str, Tensor]]:
+    ) -> tuple[Rows, RegionResponse, dict[str, Tensor]]:
         """Proposals drawn against the targets, the response at them, and the losses; labels count from 1."""
 
     @abstractmethod
@@ -164,12 +166,12 @@ class SingleHead(RegionHead):
 
     def fit(
         self, features: dict[str, Tensor], proposals: list[Tensor], targets: Sequence[Target], image_sizes: Sizes
-    ) -> tuple[list[Tensor], RegionResponse, dict[str, Tensor]]:
+    ) -> tuple[Rows, RegionResponse, dict[str, Tensor]]:
         """See :meth:`RegionHead.fit`; proposals of an IoU of one half with an object are its positives."""
-        rows = Rows.assign(proposals, targets, 0.5).drawn(self.sampler)
+        rows = Rows.assign(proposals, targets, POSITIVE_IOU).drawn(self.sampler)
         logits, deltas = self.stage(features, rows.boxes)
         losses = self.stage.losses(features, logits, deltas, rows, targets)
-        return rows.boxes, self._response(logits, deltas, rows.boxes), losses
+        return rows, self._response(logits, deltas, rows.boxes), losses
 
     def respond(self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: Sizes) -> RegionResponse:
         """See :meth:`RegionHead.respond`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detkds.detectors.base import Detector
-from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, RegionResponse, Target
+from detkds.structures import (
+    Batch,
+    Detections,
+    DetectorInfo,
+    DetectorOutput,
+    FeatureSpec,
+    RegionResponse,
+    Regions,
+    Target,
+)
 
 
 class Rescaled(Detector):
@@ -114,6 +123,7 @@ class Rescaled(Detector):
             boxes={level: boxes / self.scale for level, boxes in output.boxes.items()},
             proposals=None if output.proposals is None else [one / self.scale for one in output.proposals],
             respond_at=None if respond is None else self._respond(respond),
+            region=None if output.region is None else self._region(output.region),
             branches=None,
         )
 
@@ -123,6 +133,12 @@ class Rescaled(Detector):
             return replace(response, boxes=response.boxes / self.scale)
 
         return respond_at
+
+    def _region(self, regions: Regions) -> Regions:
+        def region(name: str, boxes: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
+            return regions(name, None if boxes is None else [one * self.scale for one in boxes])
+
+        return region
 
 
 def _fit(masks: Tensor, shape: Any) -> Tensor:

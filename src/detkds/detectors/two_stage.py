@@ -18,7 +18,8 @@ from detkds.detectors.masks import MaskOptions, paste
 from detkds.detectors.options import check_class_names, check_fraction, check_numbers, check_whole
 from detkds.detectors.proposals import ProposalNetwork
 from detkds.detectors.pyramid import TWO_STAGE_STRIDES, two_stage_pyramid
-from detkds.detectors.regions import RegionHead, RegionOptions
+from detkds.detectors.region_rows import Rows
+from detkds.detectors.regions import POSITIVE_IOU, RegionHead, RegionOptions
 from detkds.errors import ConfigError, DataError, Faults
 from detkds.structures import (
     Batch,
@@ -143,6 +144,7 @@ class TwoStageDetector(Detector):
             {level: FeatureSpec(neck_channels, stride) for level, stride in TWO_STAGE_STRIDES.items()},
             Layout("region", "softmax", classes, 1, "deltas", class_names=tuple(class_names)),
             masks is not None,
+            regions=("main", "background"),
         )
         self._select = partial(select_detections, score=score_threshold, nms_iou=nms_threshold, most=max_detections)
 
@@ -167,8 +169,9 @@ class TwoStageDetector(Detector):
         if targets is None:
             response = self.regions.respond(features, proposals, sizes)
         else:
-            proposals, response, losses = self.regions.fit(features, proposals, targets, sizes)
+            rows, response, losses = self.regions.fit(features, proposals, targets, sizes)
             output.losses.update(losses)
+            proposals, output.region = rows.boxes, partial(_region, rows)
         output.proposals = proposals
         output.logits = {"roi": response.logits}
         output.regression = {"roi": response.regression}
@@ -254,6 +257,12 @@ def select_detections(
 def _per_image(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
     """The rows of each image; those of a single one as they are, so that a trace does not fix their number."""
     return [rows] if len(counts) == 1 else rows.split(list(counts))
+
+
+@torch.no_grad()
+def _region(rows: Rows, name: str, boxes: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
+    """See :class:`~detkds.structures.Regions`."""
+    return {"roi": rows.region(name) if boxes is None else rows.region_of(name, boxes, POSITIVE_IOU)}
 
 
 def _sizes(image_sizes: Tensor) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from detkds.arguments import check_arguments
 from detkds.knowledge.localization import Localization
 from detkds.knowledge.logits import Logits
-from detkds.knowledge.responses import Per
+from detkds.knowledge.weighting import Per
 from detkds.registry import KNOWLEDGE
 from detkds.structures import Branch, DetectorInfo, DetectorOutput, Kind, Pair, Target
 
@@ -28,7 +28,7 @@ class CrossedLogits:
 
     Args:
         after: convolutions of the student's own branch; the others are the teacher's.
-        per: what the weighted sum is divided by; see :data:`detkds.knowledge.responses.Per`.
+        per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
 
     Source: CrossKD (Wang et al., CVPR 2024), section 3.2 and the standardisation of the authors' code; ``after`` is 3
         for RetinaNet, ATSS and GFL, and 2 for FCOS.

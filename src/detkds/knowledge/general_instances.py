@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from detkds.alignment import response_mismatch
 from detkds.knowledge.responses import REGION, probabilities, response_levels, valid_positions
-from detkds.structures import DetectorOutput
+from detkds.structures import DetectorInfo, DetectorOutput
 
 _OVERLAP, _COUNT = 0.3, 10
 
@@ -30,6 +31,14 @@ def general_instances(student: DetectorOutput, teacher: DetectorOutput, levels: 
     collect = _of_regions if student.layout.kind == "region" else _of_cells
     scores, boxes = collect(student, teacher, levels)
     return _best(scores, boxes)
+
+
+def general_refusal(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+    """Why a pair has no general instances; None where it has."""
+    kinds = student.layout.kind, teacher.layout.kind
+    if not set(kinds) <= {"dense", "region"} or "none" in (student.layout.regression, teacher.layout.regression):
+        return "general instances need the boxes of dense or region heads; student {}, teacher {}".format(*kinds)
+    return response_mismatch(student, teacher)
 
 
 def _of_cells(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> tuple[Tensor, Tensor]:

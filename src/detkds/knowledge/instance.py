@@ -8,10 +8,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from detkds.alignment import response_mismatch
 from detkds.arguments import check_arguments
 from detkds.knowledge.crops import Crops
-from detkds.knowledge.general_instances import general_instances
+from detkds.knowledge.general_instances import general_instances, general_refusal
 from detkds.knowledge.geometry import boxes_of, fits_level
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
@@ -76,9 +75,4 @@ class Instance:
         channels = {spec.channels for spec in teacher.features.values()}
         if self.assign == "pooled" and len(channels) > 1:
             return f"crops of all levels in one pair need equal channels; the teacher has {sorted(channels)}"
-        if self.source == "gt":
-            return None
-        kinds = student.layout.kind, teacher.layout.kind
-        if not set(kinds) <= {"dense", "region"} or "none" in (student.layout.regression, teacher.layout.regression):
-            return "general instances need the boxes of dense or region heads; student {}, teacher {}".format(*kinds)
-        return response_mismatch(student, teacher)
+        return general_refusal(student, teacher) if self.source == "gi" else None

@@ -10,15 +10,8 @@ from torch import Tensor
 
 from detkds.alignment import response_mismatch
 from detkds.arguments import check_arguments
-from detkds.knowledge.responses import (
-    REGION,
-    Per,
-    Weights,
-    position_weights,
-    response_levels,
-    weight_divisor,
-    weighting_refusal,
-)
+from detkds.knowledge.responses import REGION
+from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Layout, Pair, Target
 
@@ -33,8 +26,8 @@ class Localization:
     ``edges``.
 
     Args:
-        weights: what a position counts; see :data:`detkds.knowledge.responses.Weights`.
-        per: what the weighted sum is divided by; see :data:`detkds.knowledge.responses.Per`.
+        weights: what a position counts; see :data:`detkds.knowledge.weighting.Weights`.
+        per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
         bins: whether to refuse detectors without distributions over the same bins.
 
     Source: DetKDS section 3.1 and Table 2; weights as in CrossKD (Wang et al., 2024). The paper gives no formula for
@@ -59,9 +52,8 @@ class Localization:
         targets: Sequence[Target] | None,
         levels: Mapping[str, float],
     ) -> Iterator[Pair]:
-        divisor = weight_divisor(self.per, student)
         distributed = _bins_mismatch(student.layout, teacher.layout) is None
-        for level, stride in response_levels(student, levels).items():
+        for level, weight, divisor in position_weights(self.weights, self.per, student, teacher, levels):
             read = _reader(teacher, level)
             # A head's rows come as a permuted view, over which all that follows would be slow.
             ours, theirs = (read(side.regression[level]).contiguous() for side in (student, teacher))
@@ -69,7 +61,7 @@ class Localization:
                 ours,
                 theirs,
                 kind="regression",
-                weight=position_weights(self.weights, student, teacher, level, stride),
+                weight=weight,
                 divisor=divisor,
                 decoded=(read(student.boxes[level]), read(teacher.boxes[level])),
                 distributions=(
@@ -84,7 +76,7 @@ class Localization:
             return reason
         if self.bins and (reason := _bins_mismatch(student.layout, teacher.layout)) is not None:
             return reason
-        return weighting_refusal(self.weights, self.per, student)
+        return weighting_refusal(self.weights, self.per, student, teacher)
 
 
 def _bins_mismatch(student: Layout, teacher: Layout) -> str | None:

@@ -8,14 +8,7 @@ from typing import ClassVar, Literal
 
 from detkds.alignment import response_mismatch
 from detkds.arguments import check_arguments
-from detkds.knowledge.responses import (
-    Per,
-    Weights,
-    position_weights,
-    response_levels,
-    weight_divisor,
-    weighting_refusal,
-)
+from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 
@@ -29,8 +22,8 @@ class Logits:
     queries, most of which see background, count by the teacher's confidence where no other weights are asked for.
 
     Args:
-        weights: what a position counts; see :data:`detkds.knowledge.responses.Weights`.
-        per: what the weighted sum is divided by; see :data:`detkds.knowledge.responses.Per`.
+        weights: what a position counts; see :data:`detkds.knowledge.weighting.Weights`.
+        per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
         scores: the kind of scores that the policy is for; heads of the other kind are refused.
 
     Source: DetKDS section 3.1; shared proposals as in DIST and MasKD (Huang et al., 2022, 2023); the weights of queries
@@ -56,10 +49,8 @@ class Logits:
         levels: Mapping[str, float],
     ) -> Iterator[Pair]:
         weights = "confidence" if (student.layout.kind, self.weights) == ("query", "valid") else self.weights
-        divisor = weight_divisor(self.per, student)
-        for level, stride in response_levels(student, levels).items():
+        for level, weight, divisor in position_weights(weights, self.per, student, teacher, levels):
             ours, theirs = student.logits[level].contiguous(), teacher.logits[level].contiguous()
-            weight = position_weights(weights, student, teacher, level, stride)
             yield Pair(ours, theirs, kind="logits", weight=weight, divisor=divisor)
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
@@ -67,4 +58,4 @@ class Logits:
             return reason
         if self.scores not in ("any", student.layout.activation):
             return f"scores={self.scores} is for heads of such scores, not for {student.layout.activation}"
-        return weighting_refusal(self.weights, self.per, student)
+        return weighting_refusal(self.weights, self.per, student, teacher)
