@@ -190,8 +190,16 @@ PINNED = {
 }
 
 
-ON_FEATURES = [n for n in list_policies() if any(term.knowledge.yields == "feature" for term in load_policy(n))]
-"""Those of responses alone are tested in ``tests/policies``, as are the values of all with a file there."""
+def on_features(name: str) -> bool:
+    """Whether a policy of features serves the outputs of this file; others are tested in ``tests/policies``."""
+    try:
+        check_pair(absolute(name), info(), info())
+    except PairError:
+        return False
+    return any(term.knowledge.yields == "feature" for term in load_policy(name))
+
+
+ON_FEATURES = [name for name in list_policies() if on_features(name)]
 
 
 @pytest.mark.parametrize("name", PINNED)
@@ -420,6 +428,8 @@ def test_learned_parts_of_knowledge_are_built_once_and_trained_on_both_sides():
     distiller = Distiller(policy, student=info(3), teacher=info(5))
     (part,) = distiller.learned.values()
     assert part.channels == {"p3": 5, "p4": 5}
+    other = Distiller(Policy([*policy, Term(knowledge, [], "l2", adapter="conv(3)")]), student=info(3), teacher=info(5))
+    assert len(other.learned) == 2  # what another adapter made of the student's maps is another thing to learn from
     student, teacher = toy(0, 3), toy(1, 5)
     total(distiller(student, teacher)).backward()
     assert (part.scales.grad != 0).all()

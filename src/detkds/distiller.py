@@ -173,14 +173,20 @@ def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
     common = match_levels(ours, theirs)
     for term in policy:
         refusal = None if common else _no_common_level(ours, theirs)
-        refusal = refusal or term.knowledge.refusal(ours, theirs)  # type: ignore[union-attr]
-        if refusal:
+        if refusal := refusal or _refusal(term, ours, theirs):
             faults.add(f"term '{term}' cannot be distilled between these detectors: {refusal}")
         if term.weighting != "absolute":
             faults.add(f"term '{term}': its weight is relative to the task's gradient; calibrate the policy first")
         if unknown := [level for level in term.levels if level not in common]:
             faults.add(f"term '{term}': no common level {', '.join(unknown)}; common: {', '.join(common) or 'none'}")
     faults.raise_as(PairError)
+
+
+def _refusal(term: Term, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+    """The first piece's reason why it cannot serve this pair; None where all can."""
+    pieces = [term.knowledge, *(one for one in term.transforms if hasattr(one, "refusal"))]
+    reasons = (piece.refusal(student, teacher) for piece in pieces)  # type: ignore[union-attr]
+    return next((reason for reason in reasons if reason), None)
 
 
 def _no_common_level(student: DetectorInfo, teacher: DetectorInfo) -> str:
@@ -217,7 +223,8 @@ def _learns(term: Term) -> bool:
 
 
 def _learned_name(term: Term, levels: Mapping[str, float]) -> str:
-    return _module_name(f"{expression(term.knowledge)} {' '.join(levels)}")
+    adapter = expression(term.adapter)
+    return _module_name(" ".join((expression(term.knowledge), *levels, *(() if adapter == "auto" else (adapter,)))))
 
 
 def _adapter_name(level: str, adapter: str) -> str:

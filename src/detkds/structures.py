@@ -128,6 +128,13 @@ class Layout:
             return f"num classes differs: student {self.num_classes}, teacher {teacher.num_classes}"
         return None
 
+    def bins_mismatch(self, teacher: Layout) -> str | None:
+        """Why the distributions of the sides of boxes cannot be compared with a teacher's; None where they can."""
+        if self.bins and self.bins == teacher.bins:
+            return None
+        ours, theirs = (layout.bins or "none" for layout in (self, teacher))
+        return f"the sides are not distributions over the same bins: student {ours}, teacher {theirs}"
+
     def columns(self, teacher: Layout) -> list[int] | None:
         """The teacher's class columns in the student's order, the background's kept; None where they are the same."""
         if not (self.class_names and teacher.class_names) or self.class_names == teacher.class_names:
@@ -343,7 +350,8 @@ class Knowledge(Protocol):
 class Transform(Protocol):
     """An operation applied alike to both sides of a pair. A frozen dataclass registered in ``TRANSFORMS``.
 
-    ``kinds`` maps each kind it accepts to the kind it gives; ``stage`` is its place in a term's order.
+    ``kinds`` maps each kind it accepts to the kind it gives; ``stage`` is its place in a term's order. One that not
+    every pair of detectors serves has ``refusal(student, teacher)``, as knowledge has.
     """
 
     name: str

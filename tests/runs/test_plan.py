@@ -80,6 +80,17 @@ def test_a_policy_of_the_comparison_must_suit_the_pair(tiny_run: dict[str, Any])
     assert len(caught.value.faults) == 2
 
 
+def test_policies_of_files_go_by_their_own_names_unless_others_have_them(
+    tiny_run: dict[str, Any], tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{letter}.yaml" for letter in "abcd"]
+    for file, name in zip(files, ("mine", "twice", "twice", "searched"), strict=True):
+        term = "{knowledge: global, transforms: [], distance: l2, weight: 1}"
+        file.write_text(f"policy: {name}\nterms:\n  - {term}\n", encoding="utf-8")
+    tiny_run["final"] = {"policies": ["pkd", *map(str, files)]}
+    assert list(make_plan(parse_config(tiny_run)).policies) == ["pkd", "mine", *map(str, files[1:])]
+
+
 def test_proxy_images_are_a_part_of_what_validation_leaves(tiny_run: dict[str, Any]) -> None:
     tiny_run["proxy"] = {**tiny_run["proxy"], "images": 5}
     plan = make_plan(parse_config(tiny_run))

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from detkds.distances.kl import KullbackLeibler
+from detkds.distiller import check_pair
 from detkds.errors import PairError
-from detkds.structures import Pair
+from detkds.policy import Policy, Term
+from detkds.structures import DetectorInfo, FeatureSpec, Layout, Pair
 from detkds.transforms.edges import Edges
 
 
@@ -27,6 +30,17 @@ def test_by_hand() -> None:
     assert KullbackLeibler()(mean).item() == pytest.approx(3 / 4 * side / 4)
     total = Edges()(pair_of(torch.zeros(2, 4, 2), teacher, weight=weight, divisor=torch.tensor(5.0)))
     assert KullbackLeibler()(total).item() == pytest.approx(3 * side / 4 / 5)
+
+
+def test_pairs_without_distributions_are_refused_before_they_train() -> None:
+    layout = Layout("dense", "sigmoid", 2, regression="sides", bins="0 to 4")
+    policy = Policy([Term("localization", ["edges"], "kl")])
+    described, others = (
+        DetectorInfo({"p3": FeatureSpec(4, 8)}, replace(layout, bins=bins)) for bins in ("0 to 4", "0 to 8")
+    )
+    check_pair(policy, described, described)
+    with pytest.raises(PairError, match="not distributions over the same bins: student 0 to 4, teacher 0 to 8"):
+        check_pair(policy, described, others)
 
 
 def test_detectors_without_distributions_are_refused() -> None:

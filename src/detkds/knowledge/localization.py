@@ -13,7 +13,7 @@ from detkds.arguments import check_arguments
 from detkds.knowledge.responses import REGION
 from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Layout, Pair, Target
+from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
 
 
 @KNOWLEDGE.register("localization")
@@ -52,7 +52,7 @@ class Localization:
         targets: Sequence[Target] | None,
         levels: Mapping[str, float],
     ) -> Iterator[Pair]:
-        distributed = _bins_mismatch(student.layout, teacher.layout) is None
+        distributed = student.layout.bins_mismatch(teacher.layout) is None
         for level, weight, divisor in position_weights(self.weights, self.per, student, teacher, levels):
             read = _reader(teacher, level)
             # A head's rows come as a permuted view, over which all that follows would be slow.
@@ -74,17 +74,9 @@ class Localization:
             return "one of the detectors offers no box regression"
         if (reason := response_mismatch(student, teacher, boxes=True)) is not None:
             return reason
-        if self.bins and (reason := _bins_mismatch(student.layout, teacher.layout)) is not None:
+        if self.bins and (reason := student.layout.bins_mismatch(teacher.layout)) is not None:
             return reason
         return weighting_refusal(self.weights, self.per, student, teacher)
-
-
-def _bins_mismatch(student: Layout, teacher: Layout) -> str | None:
-    """Why the distributions of the sides cannot be compared; None where they can."""
-    if student.bins and student.bins == teacher.bins:
-        return None
-    ours, theirs = (layout.bins or "none" for layout in (student, teacher))
-    return f"the sides are not distributions over the same bins: student {ours}, teacher {theirs}"
 
 
 def _reader(teacher: DetectorOutput, level: str) -> Callable[[Tensor], Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,9 @@ from detkds.search.settings import SearchSettings
 from detkds.search.space import Space, load_spaces
 from detkds.training.member import seeded
 from detkds.training.population import Setting
+
+_OTHERS = ("teacher", "plain", "plain, inherited", "searched")
+"""The lines of a comparison that are no hand-designed policy."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def make_plan(config: RunConfig) -> Plan:
     student = attempt(make_detector, config.student, names, config.seed)
     attempt(check_roles, config)
     parts = attempt(split_data, config, data[0]) if data else None
-    policies = {name: policy for name, policy in loaded.items() if policy is not None}
+    policies = _named({name: policy for name, policy in loaded.items() if policy is not None})
     if teacher is not None and student is not None:
         for policy in policies.values():
             attempt(check_pair, absolute(policy), student, teacher)
@@ -201,6 +205,14 @@ def make_plan(config: RunConfig) -> Plan:
         inherited=tuple(student.inherit(teacher)) if config.inherits else (),
         masks=student.info.masks,
     )
+
+
+def _named(policies: Mapping[str, Policy]) -> dict[str, Policy]:
+    """The policies by their own names, or by what they were asked for by where the name is not theirs alone."""
+    count = Counter((*_OTHERS, *(policy.name for policy in policies.values())))
+    return {
+        policy.name if count[policy.name] == 1 and policy.name else given: policy for given, policy in policies.items()
+    }
 
 
 def absolute(policy: Policy) -> Policy:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from detkds.errors import PairError
 from detkds.registry import TRANSFORMS
-from detkds.structures import Kind, Pair
+from detkds.structures import DetectorInfo, Kind, Pair
 
 
 @TRANSFORMS.register("edges")
@@ -28,6 +28,10 @@ class Edges:
 
     stage: ClassVar[Literal["response"]] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"regression": "logits"}
+
+    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+        """Why a pair has no such distributions; None where it has."""
+        return student.layout.bins_mismatch(teacher.layout)
 
     def __call__(self, pair: Pair) -> Pair:
         if pair.distributions is None:

@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_the_diffusion_step_by_step(maps: Maps, shaken: Shak
     distiller, student, teacher = shaken("diffkd"), maps(0), maps(1)
     (loss,) = distiller(student, teacher).values()
     generator, expected = torch.Generator().manual_seed(0), 0.0  # the draws of seed 0 at step 0
-    for level, part in zip(("p3", "p4"), distiller.learned["denoised p3 p4"].parts, strict=True):
+    for level, part in zip(("p3", "p4"), distiller.learned["denoised p3 p4 conv(1)"].parts, strict=True):
         wanted = teacher.features[level]
         ours = convolved(distiller.adapters[f"{level} conv(1)"], student.features[level])
         expected += (refined(part, ours, torch.randn(wanted.shape, generator=generator)) - wanted).square().mean()

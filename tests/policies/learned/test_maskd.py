@@ -87,7 +87,7 @@ def slow_level(student: Tensor, teacher: Tensor, scores: Tensor, part: Any, vali
 def test_the_losses_are_those_of_loops(case, valid, shaken_maskd):
     first, second = shaken_maskd(case.student, case.teacher).values()
     masked = boxes = 0.0
-    parts = shaken_maskd.learned["receptive p3 p4"].parts
+    parts = shaken_maskd.learned["receptive p3 p4 conv(1)"].parts
     for (level, stride), part in zip((("p3", 8), ("p4", 16)), parts, strict=True):
         adapted = shaken_maskd.adapters[f"{level} conv(1)"](case.student.features[level])
         teacher = case.teacher.features[level], case.teacher.logits[level]
