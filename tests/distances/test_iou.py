@@ -41,6 +41,15 @@ def test_by_hand(name: str, expected: float) -> None:
     assert distance(name, boxes((0, 0, 4, 4)), boxes((1, 1, 5, 7))) == pytest.approx(expected, abs=2e-6)
 
 
+def test_logarithm() -> None:
+    """As above, and of boxes apart, which count as of IoU 1e-6 and feel nothing."""
+    student = boxes((0, 0, 4, 4), (0, 0, 1, 1)).requires_grad_()
+    loss = IoU(log=True)(Pair(student, boxes((1, 1, 5, 7), (2, 2, 3, 3)), kind="boxes"))
+    assert loss.item() == pytest.approx((math.log(31 / 9) + 6 * math.log(10)) / 2, rel=1e-5)
+    loss.backward()
+    assert student.grad is not None and (student.grad[0] != 0).any() and not student.grad[1].any()
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @EACH
 def test_matches_a_loop(name: str, scale: float, generator: torch.Generator) -> None:

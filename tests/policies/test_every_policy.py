@@ -21,6 +21,7 @@ CLASSES = ("a", "b", "c")
 DENSE: dict[str, Any] = {"backbone": "narrow8", "neck_channels": 16, "head_convs": 4}
 FAMILIES: dict[str, dict[str, Any]] = {
     "retinanet": DENSE,
+    "fcos": {**DENSE, "neck_channels": 32},
     "gfl": {**DENSE, "reg_max": 4},
     "faster_rcnn": {"backbone": "narrow8", "neck_channels": 16, "representation": 32, "rpn_post_nms": 20},
 }

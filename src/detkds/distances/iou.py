@@ -1,4 +1,4 @@
-"""Distances of boxes: one minus the members of the intersection-over-union family."""
+"""Distances of boxes: the intersection-over-union family."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from detkds.arguments import check_arguments
 from detkds.distances.reduction import BOX_KINDS, row_distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
-_EPS = 1e-7
+_EPS, _LEAST_IOU = 1e-7, 1e-6
 
 
 class _Overlap(NamedTuple):
@@ -38,20 +39,31 @@ class _Overlap(NamedTuple):
 @DISTANCES.register("iou")
 @dataclass(frozen=True)
 class IoU:
-    """One minus intersection over union.
+    """One minus intersection over union, or minus its logarithm.
 
     Four sides (e1, e2, e3, e4) are read as the box (-e1, -e2, e3, e4) around an origin that both share. All members
     of the family are free of scale; boxes without area have IoU 0, or 1 where both are the same.
 
+    ``log`` gives -log IoU, of an IoU of at least 1e-6, below which there is no gradient.
+
     Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
-    Range:   [0, 1], no unit; averaged over the rows by weight.
-    Source:  UnitBox (Yu et al., 2016), in the linear form.
+    Range:   [0, 1], with ``log`` [0, 13.9], no unit; averaged over the rows by weight.
+    Source:  UnitBox (Yu et al., 2016), section 3.2, which has the logarithm.
     """
 
     kinds: ClassVar[frozenset[Kind]] = BOX_KINDS
 
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
     def __call__(self, pair: Pair) -> Tensor:
-        return row_distance(_as_boxes(pair), lambda student, teacher: 1 - _overlap(student, teacher).iou)
+        def distance(student: Tensor, teacher: Tensor) -> Tensor:
+            overlap = _overlap(student, teacher).iou
+            return -overlap.clamp_min(_LEAST_IOU).log() if self.log else 1 - overlap
+
+        return row_distance(_as_boxes(pair), distance)
 
 
 @DISTANCES.register("giou")

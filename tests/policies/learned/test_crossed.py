@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Sequential
 from torch.nn.functional import conv2d, group_norm
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 from detkds import Distiller, Policy, Term, load_policy
 from detkds.detectors import Detector, build_detector
@@ -75,7 +76,12 @@ def test_a_detector_loses_nothing_by_its_own_head(name: str, build: Build, batch
 
 
 def written_out(heads: list[Any], features: tuple[Tensor, Tensor], after: int) -> Tensor:
-    """The last map of a crossed branch of two RetinaNets, on one level."""
+    """The last map of a crossed branch of two heads, on one level."""
+
+    def blocks(head: Any) -> list[Any]:
+        """Convolution and normalisation of each block; torchvision's FCOS has all layers in one row."""
+        layers = list(head.conv)
+        return layers if isinstance(layers[0], Sequential) else [layers[k : k + 2] for k in range(0, len(layers), 3)]
 
     def normalised(x: Tensor, block: Any) -> Tensor:
         x = conv2d(x, block[0].weight, block[0].bias, padding=1)
@@ -83,16 +89,16 @@ def written_out(heads: list[Any], features: tuple[Tensor, Tensor], after: int) -
 
     maps = []
     for head, x in zip(heads, features, strict=True):
-        for block in list(head.conv)[: after - 1]:
+        for block in blocks(head)[: after - 1]:
             x = normalised(x, block).clamp(min=0)
-        maps.append(normalised(x, head.conv[after - 1]))
+        maps.append(normalised(x, blocks(head)[after - 1]))
     ours, theirs = maps
     crossed = torch.zeros_like(ours)
     for channel in range(ours.shape[1]):
         mine, wanted = ours[:, channel], theirs[:, channel]
         crossed[:, channel] = (mine - mine.mean()) / (mine.std() + 1e-6) * wanted.std() + wanted.mean()
     x = crossed.clamp(min=0)
-    for block in list(heads[1].conv)[after:]:
+    for block in blocks(heads[1])[after:]:
         x = normalised(x, block).clamp(min=0)
     return x
 
@@ -168,6 +174,41 @@ def test_crosskd_of_distributions_is_that_of_loops(build: Build, batch: Batch) -
         expected += 4 * total / weights
     assert losses["crossed_localization/kl"].item() == pytest.approx(expected, rel=1e-3)
     assert losses["crossed_logits/bkd"].isfinite()
+
+
+@torch.no_grad()
+def test_crosskd_of_points_is_that_of_loops(build: Build, batch: Batch) -> None:
+    student, teacher = build("fcos", 0).train(), build("fcos", 1)
+    boxes = torch.tensor([[2.0, 2, 40, 38], [20, 20, 50, 60]])
+    targets = [Target(boxes=boxes, labels=torch.tensor([0, 1])), Target(boxes=boxes[:0], labels=torch.zeros(0).long())]
+    ours, theirs = student(replace(batch, targets=targets)), ask(teacher, batch)
+    losses = Distiller(load_policy("crosskd-fcos"), student=student, teacher=teacher)(ours, theirs, targets)
+    assert ours.region is not None
+    positives = sum(max(1, sum(int(marks[image].sum()) for marks in ours.region("main").values())) for image in (0, 1))
+    heads = [one.model.head for one in (student, teacher)]
+    classes = sides_loss = 0.0
+    for level in ours.features:
+        maps = ours.features[level], theirs.features[level]
+        scores, sides = (
+            conv2d(written_out([getattr(head, part) for head in heads], maps, 2), last.weight, last.bias, padding=1)
+            for part, last in (
+                ("classification_head", heads[1].classification_head.cls_logits),
+                ("regression_head", heads[1].regression_head.bbox_reg),
+            )
+        )
+        stride = 2 ** int(level[1:])
+        for image, i, j in cells(level):
+            wanted = theirs.logits[level][image, :, 0, i, j].sigmoid()
+            for z, p in zip(scores[image, :, i, j].tolist(), wanted.tolist(), strict=True):
+                q = 1 / (1 + math.exp(-z))
+                classes += abs(p - q) * (math.log1p(math.exp(-abs(z))) + max(z, 0) - z * p)
+            left, top, right, bottom = (stride * max(side, 0) for side in sides[image, :, i, j].tolist())
+            x, y = stride * j, stride * i
+            box = torch.tensor([[x - left, y - top, x + right, y + bottom]])
+            overlap = box_iou(box, theirs.boxes[level][image, :, 0, i, j][None]).nan_to_num(0).item()
+            sides_loss -= wanted.max().item() * math.log(max(overlap, 1e-6))
+    assert losses["crossed_logits/bkd"].item() == pytest.approx(0.4 * classes / positives, rel=1e-4)
+    assert losses["crossed_localization/iou"].item() == pytest.approx(0.75 * sides_loss / positives, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
