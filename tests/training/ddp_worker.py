@@ -20,6 +20,15 @@ MEAN = Policy([Term("global", [], "l2", 0.1), Term("instance", [], "l1"), Term("
 MASKED = Policy(
     [Term("global", ["mask", "norm(N)"], "l1"), Term("fgbg", ["satt"], "l2"), Term("localization", ["sigmoid"], "ciou")]
 )
+LEARNED = Policy(
+    [
+        Term("global", [], "l2", adapter="generate"),
+        Term("non_local", [], "l2", adapter="conv(3)"),
+        Term("context", [], "l2"),
+        Term("receptive", [], "l2", schedule="warmup(10)"),
+    ]
+)
+"""Adapters and knowledge with weights of their own, on both sides and for some levels alone."""
 
 
 def detector(seed: int, neck_channels: int) -> Detector:
@@ -75,16 +84,20 @@ def run(policy: Policy, rank: int, world: int) -> dict[str, torch.Tensor]:
     return {
         **member.model.student.state_dict(),
         **member.model.distiller.adapters.state_dict(prefix="adapters."),
+        **member.model.distiller.learned.state_dict(prefix="learned."),
         **losses,
     }
 
 
 def main(folder: Path, rank: int) -> None:
-    """Join the group, train with both policies and write what came out."""
+    """Join the group, train with every policy and write what came out."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD)
     try:
-        found = {name: run(policy, rank, WORLD) for name, policy in (("mean", MEAN), ("masked", MASKED))}
+        found = {
+            name: run(policy, rank, WORLD)
+            for name, policy in (("mean", MEAN), ("masked", MASKED), ("learned", LEARNED))
+        }
     finally:
         torch.distributed.destroy_process_group()
     torch.save(found, folder / f"{rank}.pt")

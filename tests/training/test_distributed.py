@@ -49,11 +49,12 @@ def weights(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in found.items() if not name.startswith("loss ")}
 
 
-@pytest.mark.parametrize("policy", ["mean", "masked"])
+@pytest.mark.parametrize("policy", ["mean", "masked", "learned"])
 def test_all_processes_end_with_the_same_weights(ranks, policy: str):
     first, second = (weights(found[policy]) for found in ranks)
     assert first.keys() == second.keys() and any(name.startswith("adapters.") for name in first)
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(name.startswith("learned.") for name in first) == (policy == "learned")
 
 
 def test_every_process_distils_its_own_images(ranks, worker: ModuleType):
