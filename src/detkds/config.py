@@ -169,7 +169,7 @@ class SearchConfig(Section):
     """The search over policies.
 
     Attributes:
-        space: ``default``, ``paper``, or the path of a space file.
+        space: ``default``, ``rows``, ``extended``, ``paper``, or the path of a space file.
         weighting: what weights mean in the space: absolute (the paper), or ratios to the task's gradient.
         knowledge: the kinds to search; kinds the pair cannot offer are left out with a reason.
         sampler: a registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``.
