@@ -20,7 +20,7 @@ from detkds.detectors.base import Detector
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_whole
 from detkds.detectors.pyramid import full_precision
 from detkds.detectors.transformers_build import BODY, check_config, load_model, new_model, stored_normalisation
-from detkds.detectors.transformers_families import FAMILIES
+from detkds.detectors.transformers_families import FAMILIES, map_shapes
 from detkds.detectors.transformers_parts import (
     gather_losses,
     idle_parameters,
@@ -59,7 +59,8 @@ class TransformersDetector(Detector):
         new_head: train new class layers where the pretrained model knows other classes.
         size: ``nano``, as small as the family goes (for tests and a CPU); None: the library's default configuration.
         backbone: ``narrow<W>`` or a timm model in place of the family's body; LW-DETR and RF-DETR
-            have none to exchange.
+            have none to exchange. A detector that reads one map has it at stride 32, or with a timm model and
+            ``config: {dilation: true}`` at 16.
         backbone_weights: None, ``"pretrained"`` or a file or URL, for a timm model.
         config: further fields of the library's configuration class.
         frozen_body: keep batch normalisation in the body fixed, and with the DETR line its first stages, as the
@@ -123,10 +124,10 @@ class TransformersDetector(Detector):
         self.score_threshold = score_threshold
         self.max_detections = max_detections
         self.generator: torch.Generator | None = None
-        strides, channels = facts.strides(model.config), facts.channels(model.config)
-        levels = {f"p{round(math.log2(stride))}": FeatureSpec(channels, stride) for stride in strides}
-        if len(levels) < len(strides):
-            raise ConfigError(f"{family}: config: expected levels of different strides, got {strides}")
+        self.strides, channels = facts.strides(model), facts.channels(model.config)
+        levels = {f"p{round(math.log2(stride))}": FeatureSpec(channels, stride) for stride in self.strides}
+        if len(levels) < len(self.strides):
+            raise ConfigError(f"{family}: config: expected levels of different strides, got {self.strides}")
         self.info = DetectorInfo(
             levels,
             Layout(
@@ -210,7 +211,7 @@ class TransformersDetector(Detector):
         """The library's output, the feature maps, and the sizes ``(N, 2)`` that its boxes are fractions of."""
         images = self.normalise(batch)
         height, width = images.shape[-2:]
-        padded = self.facts.padded(self.model.config, height, width)
+        padded = self.facts.padded(self.model.config, self.strides, height, width)
         images = functional.pad(images, (0, padded[1] - width, 0, padded[0] - height))
         sizes = batch.image_sizes.to(images.device)
         extent = sizes if self.facts.masked else sizes.new_tensor(padded).expand(len(sizes), 2)
@@ -222,7 +223,7 @@ class TransformersDetector(Detector):
         with self._draws(images.device), projected_maps(self.model, self.facts.features) as projected:
             raw = self.model(pixel_values=images, **arguments)
         maps = self._maps(raw, projected, padded)
-        kept = self.facts.shapes(self.model.config, height, width)
+        kept = map_shapes(self.strides, height, width)
         features = {
             level: maps[i][..., : kept[i][0], : kept[i][1]].contiguous() for i, level in enumerate(self.info.features)
         }
@@ -230,7 +231,7 @@ class TransformersDetector(Detector):
 
     def _maps(self, raw: Any, projected: list[Any], padded: tuple[int, int]) -> list[Tensor]:
         """The feature maps of the padded batch."""
-        shapes = self.facts.shapes(self.model.config, *padded)
+        shapes = map_shapes(self.strides, *padded)
         if self.facts.features == "memory":
             tokens = raw.encoder_last_hidden_state.transpose(1, 2)
             parts = tokens.split([math.prod(shape) for shape in shapes], dim=2)

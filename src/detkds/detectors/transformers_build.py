@@ -21,7 +21,6 @@ BODY = re.compile(r"^model\.(backbone|conv_encoder)\.(conv_encoder\.)?(model|bac
 _NARROW = re.compile(r"^narrow([1-9]\d*)$")
 _CLASSIFIER = re.compile(r"(class_embed(\.\d+)?|class_labels_classifier|enc_score_head)$")
 _OURS = ("num_labels", "id2label", "label2id")
-_BODY_STRIDES = {1: (32,), 3: (8, 16, 32)}
 
 
 def library() -> Any:
@@ -73,7 +72,7 @@ def new_model(
 
     settings, body = dict(settings), None
     if backbone is not None:
-        settings["backbone_config"], body = _body_config(family, backbone, backbone_weights, frozen)
+        settings["backbone_config"], body = _body_config(family, settings, backbone, backbone_weights, frozen)
     if family.features == "maps":
         settings.setdefault("freeze_backbone_batch_norms", frozen)
     try:
@@ -81,6 +80,7 @@ def new_model(
         model = library_class(family, "ForObjectDetection")(config)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"config: the transformers library refuses it: {' '.join(str(error).split())}") from error
+    _check_dilation(settings, model.config)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and family.features == "maps"):
             module.reset_parameters()
@@ -134,6 +134,7 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"pretrained: {source} cannot be loaded: {_first_line(error)}") from error
+    _check_dilation(settings, model.config)
     missing = [key for key in found["missing_keys"] if not key.endswith("num_batches_tracked")]
     if missing:
         raise WeightsError(f"pretrained: {source} lacks {len(missing)} tensors: {', '.join(sorted(missing)[:10])}")
@@ -173,16 +174,18 @@ def thaw(model: nn.Module) -> None:
 
 
 def _body_config(
-    family: Family, name: str, weights: str | None, frozen: bool
+    family: Family, settings: Mapping[str, Any], name: str, weights: str | None, frozen: bool
 ) -> tuple[dict[str, Any], Backbone | None]:
     """The configuration of a narrow or timm body, and the latter itself, for its weights."""
     if family.body is None:
         raise ConfigError("backbone: this detector's body is part of it; change it by config: {backbone_config: ...}")
+    single = family.features == "memory" and settings.get("num_feature_levels") == 1
+    levels = 1 if single else family.body_levels
     if narrow := _NARROW.match(name):
         if weights is not None:
             raise WeightsError(f"backbone {name}: there are no weights for it; leave backbone_weights out")
-        return narrow_body(family.body, int(narrow[1]), family.body_levels), None
-    strides = _BODY_STRIDES[family.body_levels]
+        return narrow_body(family.body, int(narrow[1]), levels), None
+    strides = (8, 16, 32)[-levels:]
     body = build_backbone(name, strides, weights=weights)
     replaced = frozen or family.features == "memory"  # the library swaps it for fixed scales, losing its activation
     if body.channels_last or (replaced and any(isinstance(m, BatchNormAct2d) for m in body.network.modules())):
@@ -190,14 +193,23 @@ def _body_config(
             f"backbone {name}: the transformers library cannot use it in this detector; choose one with maps "
             f"(N, C, H, W) and plain batch normalisation, such as resnet50"
         )
-    settings = {
+    config = {
         "model_type": "timm_backbone",
         "backbone": name,
         "features_only": True,
         "use_pretrained_backbone": False,
         "out_indices": [body.positions[stride] for stride in strides],
     }
-    return settings, body
+    return config | ({"output_stride": 16} if settings.get("dilation") else {}), body
+
+
+def _check_dilation(settings: Mapping[str, Any], config: Any) -> None:
+    """Raise where ``dilation`` is asked for and left out: the library hands it to its default body alone."""
+    if settings.get("dilation") and getattr(config.backbone_config, "output_stride", None) not in (8, 16):
+        raise ConfigError(
+            "config: dilation: the transformers library leaves it out with this body; expected a timm model as "
+            "backbone, or a backbone_config of one with output_stride: 16"
+        )
 
 
 def _labels(class_names: Sequence[str]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from detkds.detectors.backbones import IMAGENET_MEAN, IMAGENET_STD
-
-_NARROW_STAGES = {"depths": [1, 1, 1, 1], "layer_type": "basic"}
+from detkds.detectors.transformers_parts import body_strides
+from detkds.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Family:
 
     Attributes:
         prefix: of the library's class names, such as ``RTDetr`` in ``RTDetrForObjectDetection``.
-        strides: pixels per cell of the maps that are features, from the configuration.
+        strides: pixels per cell of the maps that are features, from the model.
         channels: of these maps, from the configuration.
         features: where they come from: ``memory``, tokens of the encoder; ``maps``, the encoder's list of maps;
             ``projector``, the maps that the module between body and decoder gives.
@@ -59,44 +59,49 @@ class Family:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def padded(self, config: Any, height: int, width: int) -> tuple[int, int]:
-        """The size a batch of this height and width is padded to before it enters the model."""
+    def padded(self, config: Any, strides: Sequence[int], height: int, width: int) -> tuple[int, int]:
+        """The size a batch of this height and width is padded to before it enters a model with these strides."""
         step = self.multiple(config)
         height, width = (-(-side // step) * step for side in (height, width))
         if self.square:
             height = width = max(height, width)
         needed = self.two_stage(config)
-        while sum(math.prod(shape) for shape in self.shapes(config, height, width)) < needed:
+        while sum(math.prod(shape) for shape in map_shapes(strides, height, width)) < needed:
             height, width = height + step, width + step
         return height, width
 
-    def shapes(self, config: Any, height: int, width: int) -> list[tuple[int, int]]:
-        """Rows and columns of each feature map of a batch of this size."""
-        return [(-(-height // stride), -(-width // stride)) for stride in self.strides(config)]
+
+def map_shapes(strides: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
+    """Rows and columns of the feature maps with these strides of a batch of this size."""
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 def narrow_body(kind: str, width: int, levels: int) -> dict[str, Any]:
     """The library's residual body with one basic block per stage and the widths ``(W, 2W, 4W, 8W)``."""
+    stages = 4
     return {
         "model_type": kind,
         "embedding_size": max(width, 8),
-        "hidden_sizes": [width * 2**stage for stage in range(4)],
-        "out_indices": list(range(5 - levels, 5)),
-        **_NARROW_STAGES,
+        "hidden_sizes": [width * 2**stage for stage in range(stages)],
+        "depths": [1] * stages,
+        "layer_type": "basic",
+        "out_indices": list(range(stages + 1 - levels, stages + 1)),
     }
 
 
-def _single_stride(config: Any) -> tuple[int, ...]:
-    return (16 if config.dilation else 32,)
+def _single_stride(model: Any) -> tuple[int, ...]:
+    return (body_strides(model)[-1],)
 
 
-def _deformable_strides(config: Any) -> tuple[int, ...]:
-    if config.num_feature_levels == 1:
-        return _single_stride(config)
-    strides = [8, 16, *_single_stride(config)]
-    while len(strides) < config.num_feature_levels:
+def _deformable_strides(model: Any) -> tuple[int, ...]:
+    strides, levels = body_strides(model), model.config.num_feature_levels
+    if len(strides) > levels:
+        raise ConfigError(
+            f"config: num_feature_levels: expected at least {len(strides)}, the maps of the body, got {levels}"
+        )
+    while len(strides) < levels:
         strides.append(2 * strides[-1])
-    return tuple(strides[: config.num_feature_levels])
+    return tuple(strides)
 
 
 def _patch(config: Any) -> int:
@@ -158,7 +163,7 @@ def _detr(prefix: str, **changes: Any) -> Family:
 def _hybrid(prefix: str, **changes: Any) -> Family:
     """A detector of the RT-DETR line: a pyramid of maps, and queries chosen among their cells."""
     settings: dict[str, Any] = {
-        "strides": lambda config: tuple(config.feat_strides),
+        "strides": lambda model: tuple(model.config.feat_strides),
         "channels": lambda config: config.encoder_hidden_dim,
         "features": "maps",
         "queries": lambda config: slice(-config.num_queries, None),
@@ -210,7 +215,9 @@ FAMILIES: Mapping[str, Family] = {
     "deim_v2": _hybrid("Deimv2", distribution=True, nano={**_HYBRID_NANO, "depth_mult": 0.34}),
     "lw_detr": _grouped(
         "LwDetr",
-        strides=lambda config: tuple(int(_patch(config) / scale) for scale in config.projector_scale_factors),
+        strides=lambda model: tuple(
+            int(_patch(model.config) / scale) for scale in model.config.projector_scale_factors
+        ),
         multiple=lambda config: (
             _patch(config)
             * config.backbone_config.num_windows_side
@@ -230,7 +237,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "rf_detr": _grouped(
         "RfDetr",
-        strides=lambda config: (_patch(config),),
+        strides=lambda model: (_patch(model.config),),
         multiple=lambda config: _patch(config) * config.backbone_config.num_windows,
         square=True,
         nano={

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detkds.detectors.pyramid import full_precision
+from detkds.errors import ConfigError
 from detkds.structures import Target
 
 _LOSS = re.compile(r"^(loss_[a-z]+?)(_aux_\d+|_\d+|_dn_\d+|_enc)?$")
@@ -50,6 +51,30 @@ def idle_parameters(model: nn.Module) -> Tensor:
     """
     idle = [parameter for name, parameter in model.named_parameters() if _IDLE.search(name) and parameter.requires_grad]
     return sum((0 * parameter.sum() for parameter in idle), torch.zeros((), device=next(model.parameters()).device))
+
+
+def body_strides(model: Any) -> list[int]:
+    """Pixels per cell of each map that the body of a model of the DETR line gives, measured on a blank image.
+
+    No configuration says it of every body: some fields that ought to change it, such as ``dilation``, change nothing
+    in some bodies.
+
+    Raises:
+        ConfigError: a map does not halve the image a whole number of times.
+    """
+    body, side = model.model.backbone, 128
+    body = getattr(body, "conv_encoder", body)
+    blank, training = torch.zeros(1, 3, side, side), body.training
+    with torch.no_grad():
+        maps = body.eval()(blank, valid_pixels(torch.tensor([[side, side]]), (side, side)))
+    body.train(training)
+    cells = [one.shape[-1] for one, _ in maps]
+    if any(side % count for count in cells):
+        raise ConfigError(
+            f"config: expected a body whose strides are powers of 2; {side} pixels give it maps of "
+            f"{', '.join(map(str, cells))} cells"
+        )
+    return [side // count for count in cells]
 
 
 @contextmanager
