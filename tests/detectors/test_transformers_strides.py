@@ -24,7 +24,7 @@ ONE_LEVEL = {"num_feature_levels": 1}
 LIBRARY_BODY = {"model_type": "resnet", "depths": [1] * 4, "hidden_sizes": [8] * 4, "layer_type": "basic"}
 VIT = {"model_type": "dinov2", "patch_size": 14, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 CASES: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
-    *((name, {}, (32,)) for name in SINGLE),
+    *((name, {}, (16,)) for name in SINGLE),
     *((name, {"backbone": "test_resnet"}, (32,)) for name in SINGLE),
     *((name, {"backbone": "test_resnet", **DILATED}, (16,)) for name in SINGLE),
     ("detr", {"backbone": "resnet18"}, (32,)),
@@ -35,7 +35,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("deformable_detr", {}, (8, 16, 32, 64)),
     ("deformable_detr", {"backbone": "resnet18"}, (8, 16, 32, 64)),
     ("deformable_detr", {"config": {"num_feature_levels": 3}}, (8, 16, 32)),
-    ("deformable_detr", {"config": ONE_LEVEL}, (32,)),
+    ("deformable_detr", {"config": ONE_LEVEL}, (16,)),
     ("deformable_detr", {"backbone": "test_resnet", "config": ONE_LEVEL}, (32,)),
     ("deformable_detr", {"backbone": "test_resnet", "config": {**ONE_LEVEL, "dilation": True}}, (16,)),
     *((name, {"backbone": "test_resnet"}, (8, 16, 32)) for name in ("rt_detr", "rt_detr_v2", "d_fine", "deim_v2")),
@@ -109,6 +109,6 @@ def test_measuring_leaves_the_body_as_it_was() -> None:
     detector = small("detr").train()
     before = {name: tensor.clone() for name, tensor in detector.model.state_dict().items()}
     modes = [module.training for module in detector.modules()]
-    assert body_strides(detector.model) == [32]
+    assert body_strides(detector.model) == [16]
     assert modes == [module.training for module in detector.modules()]
     assert all(torch.equal(tensor, before[name]) for name, tensor in detector.model.state_dict().items())

@@ -59,8 +59,8 @@ class TransformersDetector(Detector):
         new_head: train new class layers where the pretrained model knows other classes.
         size: ``nano``, as small as the family goes (for tests and a CPU); None: the library's default configuration.
         backbone: ``narrow<W>`` or a timm model in place of the family's body; LW-DETR and RF-DETR
-            have none to exchange. A detector that reads one map has it at stride 32, or with a timm model and
-            ``config: {dilation: true}`` at 16.
+            have none to exchange. A detector that reads one map has it at stride 16 with a narrow body; with a timm
+            model at stride 32, or at 16 with ``config: {dilation: true}``.
         backbone_weights: None, ``"pretrained"`` or a file or URL, for a timm model.
         config: further fields of the library's configuration class.
         frozen_body: keep batch normalisation in the body fixed, and with the DETR line its first stages, as the

@@ -77,8 +77,12 @@ def map_shapes(strides: Sequence[int], height: int, width: int) -> list[tuple[in
 
 
 def narrow_body(kind: str, width: int, levels: int) -> dict[str, Any]:
-    """The library's residual body with one basic block per stage and the widths ``(W, 2W, 4W, 8W)``."""
-    stages = 4
+    """The library's residual body with one basic block per stage and the widths ``(W, 2W, 4W, 8W)``.
+
+    Where a single map of it is read, it ends at stride 16, with ``4W``: it is for small images, in which a map of
+    stride 32 has a handful of cells.
+    """
+    stages = 3 if levels == 1 else 4
     return {
         "model_type": kind,
         "embedding_size": max(width, 8),
