@@ -71,6 +71,24 @@ def test_detectors_of_transformers(name: str, images: list[Tensor], tmp_path: Pa
     assert parity.passed and parity.box_error < 0.01, parity
 
 
+def test_a_single_step_is_its_start(tmp_path: Path) -> None:
+    """Numbers at even distances, where the exporter's own rule divides by 0 and where it does not."""
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+
+    def predictions(model: nn.Module, batch: Batch, raw: Tensor) -> list[Detections]:
+        count, columns = raw.shape[0], raw.shape[-1]
+        ramps = torch.cat([torch.linspace(0.5, count - 0.5, count), torch.linspace(-1, columns, columns)])
+        return [Detections(raw[0, 0, 0, 0] + ramps[:, None].expand(-1, 4), ramps, torch.ones_like(ramps).long())]
+
+    detector = build_detector("hooked", ["a"], model=nn.Identity(), features={"x": ["", 1, 3]}, predictions=predictions)
+    module, image = one_image(detector, 8), torch.rand(1, 3, 8, 8)
+    write_onnx(module, image, tmp_path / "model.onnx")
+    found = in_onnxruntime(tmp_path / "model.onnx")(image)
+    assert found.scores.tolist() == pytest.approx([0.5, *(-1 + 9 / 7 * index for index in range(8))], abs=1e-5)
+    torch.testing.assert_close(found.boxes, module.detect(image).boxes)
+
+
 class Unheard(nn.Module):
     """What ONNX has no word for."""
 

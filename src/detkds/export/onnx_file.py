@@ -90,6 +90,7 @@ def write_onnx(module: OneImage, example: Tensor, path: Path) -> None:
 
     register: Any = torch.onnx.register_custom_op_symbolic  # type: ignore[attr-defined] - documented, not in __all__
     register("torchvision::deform_conv2d", _deform_conv, _OPSET)
+    register("aten::linspace", _linspace, _OPSET)
     detector = module.detector
     title = str(getattr(detector.core, "name", type(detector.core).__name__))
     with torch.no_grad(), warnings.catch_warnings():
@@ -152,3 +153,13 @@ def _deform_conv(
         group_i=groups,
         offset_group_i=offset_groups,
     )
+
+
+def _linspace(graph: Any, start: Any, end: Any, steps: Any, *_: Any) -> Any:
+    """``steps`` numbers from start to end; the exporter's own makes a single one, as for a map of one cell, NaN."""
+    first, last, count = (
+        graph.op("Cast", value, to_i=torch.onnx.TensorProtoDataType.FLOAT) for value in (start, end, steps)
+    )
+    zero, one = (graph.op("Constant", value_t=torch.tensor(value)) for value in (0.0, 1.0))
+    step = graph.op("Div", graph.op("Sub", last, first), graph.op("Max", graph.op("Sub", count, one), one))
+    return graph.op("Add", graph.op("Mul", graph.op("Range", zero, count, one), step), first)
