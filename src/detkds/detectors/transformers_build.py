@@ -20,6 +20,7 @@ BODY = re.compile(r"^model\.(backbone|conv_encoder)\.(conv_encoder\.)?(model|bac
 
 _NARROW = re.compile(r"^narrow([1-9]\d*)$")
 _CLASSIFIER = re.compile(r"(class_embed(\.\d+)?|class_labels_classifier|enc_score_head)$")
+_QUERIES = re.compile(r"(query_\w+_embeddings|patterns)$")
 _OURS = ("num_labels", "id2label", "label2id")
 
 
@@ -65,7 +66,9 @@ def new_model(
 
     The library initialises what it is going to load weights over. Here the model is to be trained from scratch:
     convolutions and batch normalisation start as torch starts them (the library draws the RT-DETR line's scales around
-    0), and a sigmoid head starts at a probability of 0.01 (Lin et al. 2017, arXiv 1708.02002, section 3.3).
+    0), the DETR line's transformer starts with Xavier's weights and queries that differ (Carion et al. 2020, arXiv
+    2005.12872, section 4; the library draws both with a deviation of 0.02), what starts at 0 stays there, and a
+    sigmoid head starts at a probability of 0.01 (Lin et al. 2017, arXiv 1708.02002, section 3.3).
     """
     library()
     from huggingface_hub.errors import StrictDataclassError
@@ -86,6 +89,11 @@ def new_model(
             module.reset_parameters()
         if isinstance(module, nn.Conv2d) and BODY.match(name) and family.body is not None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if family.features == "memory" and not BODY.match(name):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():
+                nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.Embedding) and _QUERIES.search(name):
+                module.reset_parameters()
         if isinstance(module, nn.Linear) and _CLASSIFIER.search(name) and family.activation == "sigmoid":
             nn.init.constant_(module.bias, -math.log(1 / 0.01 - 1))
     if body is not None:
