@@ -55,6 +55,10 @@ RECIPES = {
     "deim_v2": Recipe({"size": "nano"}, lr=1e-3, steps=500),
     "deformable_detr": Recipe({"size": "nano"}, lr=1e-3, steps=500),
     "lw_detr": Recipe({"size": "nano"}, lr=1e-3, steps=450),
+    "rf_detr": Recipe({"size": "nano"}, lr=1e-3, steps=1200),
+    "detr": Recipe({"size": "nano"}, lr=1e-3, steps=1500),
+    "conditional_detr": Recipe({"size": "nano"}, lr=1e-3, steps=800),
+    "dab_detr": Recipe({"size": "nano"}, lr=1e-3, steps=1200),
 }
 
 MASK_RECIPES = {
