@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from detkds.detectors import Detector, build_detector
-from detkds.detectors.transformers_families import FAMILIES
+from detkds.detectors.transformers.families import FAMILIES
 from detkds.registry import DETECTORS
 from detkds.runs.pair import describe_pair
 from detkds.runs.pair_check import check_pair_step

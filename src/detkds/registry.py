@@ -95,8 +95,8 @@ class Registry(Generic[T]):
         self._loaded = True
         try:
             package = importlib.import_module(self.package)
-            for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
-                importlib.import_module(f"{self.package}.{module}")
+            for module in sorted(info.name for info in pkgutil.walk_packages(package.__path__, f"{self.package}.")):
+                importlib.import_module(module)
         except BaseException:
             self._loaded = False  # so that the next look-up meets the same error, not an "unknown name"
             raise

@@ -11,8 +11,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import _default_anchorgen
 
 from detkds.detectors.backbones import build_backbone
+from detkds.detectors.one_stage.retinanet import OCTAVE_SCALES
 from detkds.detectors.pyramid import AnchorGrid, full_precision, one_stage_pyramid, two_stage_pyramid
-from detkds.detectors.retinanet import OCTAVE_SCALES
 
 STRIDES = [8, 16, 32, 64, 128]
 

@@ -21,7 +21,9 @@ class Weighting(StrEnum):
 
 
 def space(
-    name: Annotated[str, typer.Option("--space", help="default, rows, extended, paper, or the path of a space file.")] = "default",
+    name: Annotated[
+        str, typer.Option("--space", help="default, rows, extended, paper, or the path of a file.")
+    ] = "default",
     weighting: Annotated[
         Weighting, typer.Option(help="Ratios to the gradient of the task's loss, or factors as in the paper.")
     ] = Weighting.GRADIENT,

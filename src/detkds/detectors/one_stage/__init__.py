@@ -1,0 +1,1 @@
+"""One-stage detectors: a row of numbers for each anchor on the cells of a pyramid."""

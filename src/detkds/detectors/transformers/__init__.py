@@ -1,0 +1,1 @@
+"""Detectors of the transformers library, through one adapter."""

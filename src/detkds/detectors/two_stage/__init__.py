@@ -1,0 +1,1 @@
+"""Two-stage detectors: proposals, and what the regions they name hold."""

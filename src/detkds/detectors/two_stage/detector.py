@@ -1,0 +1,269 @@
+"""What the R-CNN family shares: one pass of proposals and regions over a pyramid, and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+
+from detkds.detectors.backbones import build_backbone
+from detkds.detectors.base import Detector
+from detkds.detectors.options import check_class_names, check_fraction, check_numbers, check_whole
+from detkds.detectors.pyramid import TWO_STAGE_STRIDES, two_stage_pyramid
+from detkds.detectors.two_stage.masks import MaskOptions, paste
+from detkds.detectors.two_stage.proposals import ProposalNetwork
+from detkds.detectors.two_stage.region_rows import Rows
+from detkds.detectors.two_stage.regions import POSITIVE_IOU, RegionHead, RegionOptions
+from detkds.errors import ConfigError, DataError, Faults
+from detkds.structures import (
+    Batch,
+    Detections,
+    DetectorInfo,
+    DetectorOutput,
+    FeatureSpec,
+    Layout,
+    RegionResponse,
+    Target,
+)
+
+_SMALLEST_SIDE_PX = 1e-2
+
+
+class TwoStageDetector(Detector):
+    """A detector of proposals and regions; :mod:`faster_rcnn` and :mod:`cascade_rcnn` build those that have a name.
+
+    In training mode a pass gives proposals (sampled against the targets where there are any), the responses at them
+    and, with targets, the losses ``loss_objectness`` and ``loss_rpn_box_reg`` of the proposals and those of the
+    regions. In evaluation mode it stops after the features: a frozen teacher is asked through ``respond_at`` about the
+    student's proposals and pays for none of its own. ``predict`` makes proposals in both modes.
+
+    Labels are contiguous from 0 outside; inside, as in torchvision, column 0 is the background.
+
+    Args:
+        name: what it is called in configurations and errors.
+        class_names: one name per class, in label order.
+        region_head: builds the second stage.
+        masks: the mask branch; None for boxes alone.
+        backbone: ``narrow<W>`` or a timm model with maps at strides 4, 8, 16 and 32.
+        backbone_weights: None, ``"pretrained"`` or a file or URL.
+        backbone_options: further arguments of the timm model.
+        frozen_norm: fixed batch normalisation in the body.
+        neck_channels: channels of the pyramid.
+        representation: width of the two fully connected layers over a region.
+        roi_resolution: cells per side that a region is pooled to; most of a pass on a CPU goes there.
+        roi_canonical_size: square root of the area in pixels of regions that are pooled from p4.
+        anchor_scales: sides of the anchors in strides, cut to whole pixels.
+        anchor_ratios: heights over widths.
+        rpn_samples, roi_samples: anchors and proposals per image that the losses are taken over.
+        rpn_pre_nms, rpn_post_nms: proposals per image before (for each level) and after suppression, while training.
+        rpn_pre_nms_predict, rpn_post_nms_predict: the same for predictions.
+        score_threshold, nms_threshold, max_detections: of the predictions.
+        mean, std: input normalisation; None means the body's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        region_head: Callable[[RegionOptions], RegionHead],
+        masks: MaskOptions | None,
+        /,
+        *,
+        backbone: str,
+        backbone_weights: str | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
+        frozen_norm: bool = False,
+        neck_channels: int = 256,
+        representation: int = 1024,
+        roi_resolution: int = 7,
+        roi_canonical_size: int = 224,
+        anchor_scales: Sequence[float] = (8.0,),
+        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        rpn_samples: int = 256,
+        roi_samples: int = 512,
+        rpn_pre_nms: int = 2000,
+        rpn_post_nms: int = 2000,
+        rpn_pre_nms_predict: int = 1000,
+        rpn_post_nms_predict: int = 1000,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        faults = Faults(name)
+        check_class_names(faults, class_names)
+        check_whole(
+            faults,
+            neck_channels=neck_channels,
+            representation=representation,
+            roi_resolution=roi_resolution,
+            roi_canonical_size=roi_canonical_size,
+            rpn_samples=rpn_samples,
+            roi_samples=roi_samples,
+            rpn_pre_nms=rpn_pre_nms,
+            rpn_post_nms=rpn_post_nms,
+            rpn_pre_nms_predict=rpn_pre_nms_predict,
+            rpn_post_nms_predict=rpn_post_nms_predict,
+            max_detections=max_detections,
+        )
+        check_numbers(faults, anchor_scales=anchor_scales, anchor_ratios=anchor_ratios)
+        check_fraction(faults, score_threshold=score_threshold, nms_threshold=nms_threshold)
+        if masks is not None:
+            masks.check(faults)
+        faults.raise_as(ConfigError)
+        body = build_backbone(
+            backbone, (4, 8, 16, 32), weights=backbone_weights, frozen_norm=frozen_norm, options=backbone_options
+        )
+        super().__init__(class_names, mean or body.mean, std or body.std)
+        self.name = name
+        pyramid = two_stage_pyramid(body, neck_channels)
+        classes = len(class_names)
+        self.regions = region_head(
+            RegionOptions(
+                neck_channels, classes, representation, roi_resolution, roi_canonical_size, roi_samples, masks
+            )
+        )
+        self.proposals = ProposalNetwork(
+            neck_channels,
+            anchor_scales=anchor_scales,
+            anchor_ratios=anchor_ratios,
+            samples=rpn_samples,
+            pre_nms=(rpn_pre_nms, rpn_pre_nms_predict),
+            post_nms=(rpn_post_nms, rpn_post_nms_predict),
+        )
+        parts = {"backbone": pyramid, "rpn": self.proposals.module, "roi_heads": self.regions.module}
+        self.model: Any = nn.ModuleDict(parts)
+        self.info = DetectorInfo(
+            {level: FeatureSpec(neck_channels, stride) for level, stride in TWO_STAGE_STRIDES.items()},
+            Layout("region", "softmax", classes, 1, "deltas", class_names=tuple(class_names)),
+            masks is not None,
+            regions=("main", "background"),
+        )
+        self._select = partial(select_detections, score=score_threshold, nms_iou=nms_threshold, most=max_detections)
+
+    def draw_from(self, generator: torch.Generator | None) -> None:
+        """Draw the training samples from this generator instead of torch's global one."""
+        for sampler in (self.proposals.sampler, self.regions.sampler):
+            sampler.generator = generator
+
+    def forward(self, batch: Batch) -> DetectorOutput:
+        """One pass; see :meth:`Detector.forward` and the class.
+
+        Raises:
+            DataError: masks are to be learned and a target with objects has none.
+        """
+        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        output = self.restore(DetectorOutput(features, batch.image_sizes, self.info.layout))
+        if not self.training:
+            return output
+        sizes = _sizes(batch.image_sizes)
+        targets = None if batch.targets is None else [self._inside(target) for target in batch.targets]
+        proposals, output.losses = self.proposals(features, sizes, targets)
+        if targets is None:
+            response = self.regions.respond(features, proposals, sizes)
+        else:
+            rows, response, losses = self.regions.fit(features, proposals, targets, sizes)
+            output.losses.update(losses)
+            proposals, output.region = rows.boxes, partial(_region, rows)
+        output.proposals = proposals
+        output.logits = {"roi": response.logits}
+        output.regression = {"roi": response.regression}
+        output.boxes = {"roi": response.boxes}
+        return output
+
+    def predict(self, batch: Batch) -> list[Detections]:
+        """Detections of each image; see :meth:`Detector.predict`."""
+        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        sizes = _sizes(batch.image_sizes)
+        proposals, _ = self.proposals(features, sizes, None)
+        response = self.regions.respond(features, proposals, sizes)
+        found = self._select(response, [len(boxes) for boxes in proposals], sizes)
+        if not self.info.masks:
+            return found
+        boxes = [one.boxes for one in found]
+        columns = torch.cat([one.labels for one in found]) + 1
+        masks = self.regions.masks(features, boxes, columns).split([len(one) for one in boxes])
+        return [
+            replace(one, masks=paste(probabilities, one.boxes, batch.images.shape[-2:]))
+            for one, probabilities in zip(found, masks, strict=True)
+        ]
+
+    def restore(self, output: DetectorOutput) -> DetectorOutput:
+        """``respond_at`` reads the stored features; see :meth:`Detector.restore`."""
+        return replace(output, respond_at=partial(self._respond_at, output.features, output.image_sizes))
+
+    def home_state_dict(self) -> dict[str, Tensor]:
+        """The live weights under torchvision's names."""
+        return self.model.state_dict()
+
+    @staticmethod
+    def is_backbone(name: str) -> bool:
+        """Whether a state-dict name belongs to the timm body."""
+        return name.startswith("model.backbone.body.")
+
+    def _respond_at(self, features: dict[str, Tensor], image_sizes: Tensor, proposals: list[Tensor]) -> RegionResponse:
+        return self.regions.respond(features, proposals, _sizes(image_sizes))
+
+    def _inside(self, target: Target) -> Target:
+        """The target without boxes that have no area, its labels counted from 1."""
+        boxes = target["boxes"].float()
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        inside = Target(boxes=boxes[kept], labels=target["labels"][kept] + 1)
+        if "crowd_boxes" in target:
+            inside["crowd_boxes"] = target["crowd_boxes"].float()
+        if self.info.masks:
+            if "masks" not in target and len(boxes):
+                raise DataError(f"{self.name}: expected targets with masks (R, H, W), got boxes and labels alone")
+            inside["masks"] = target["masks"][kept] if len(boxes) else boxes.new_zeros(0, 1, 1, dtype=torch.bool)
+        return inside
+
+
+def select_detections(
+    response: RegionResponse,
+    counts: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    *,
+    score: float,
+    nms_iou: float,
+    most: int,
+) -> list[Detections]:
+    """The best ``most`` detections of each image from responses at its ``counts`` regions, suppressed class by class.
+
+    Args:
+        score: classes of a region below it are left out.
+        nms_iou: of two boxes of a class that overlap more, the better stays.
+    """
+    found = []
+    probabilities = functional.softmax(response.logits, 1)[:, 1:]
+    boxes = response.boxes.transpose(1, 2)[:, 1:]
+    parts = _per_image(probabilities, counts), _per_image(boxes, counts), image_sizes
+    for scores, corners, size in zip(*parts, strict=True):
+        region, labels = (scores > score).nonzero(as_tuple=True)
+        scores, corners = scores[region, labels], clip_boxes_to_image(corners[region, labels], size)
+        large = remove_small_boxes(corners, _SMALLEST_SIDE_PX)
+        corners, scores, labels = corners[large], scores[large], labels[large]
+        best = batched_nms(corners, scores, labels, nms_iou)[:most]
+        found.append(Detections(corners[best], scores[best], labels[best]))
+    return found
+
+
+def _per_image(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+    """The rows of each image; those of a single one as they are, so that a trace does not fix their number."""
+    return [rows] if len(counts) == 1 else rows.split(list(counts))
+
+
+@torch.no_grad()
+def _region(rows: Rows, name: str, boxes: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
+    """See :class:`~detkds.structures.Regions`."""
+    return {"roi": rows.region(name) if boxes is None else rows.region_of(name, boxes, POSITIVE_IOU)}
+
+
+def _sizes(image_sizes: Tensor) -> list[tuple[int, int]]:
+    return [(height, width) for height, width in image_sizes.tolist()]
