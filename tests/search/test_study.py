@@ -236,7 +236,7 @@ def test_a_stored_search_with_other_settings_is_refused(space):
 
 
 def test_storing_costs_little_per_trial(tmp_path):
-    """500 evaluations with the journal on disk: about 15 ms of processor time per trial, up to twice on a busy machine."""
+    """500 evaluations with the journal on disk take about 15 ms of processor time each, on a busy machine twice that."""
     genes = {
         "attention": ("none", "satt", "catt"),
         "scale": ("none", "scale(2)", "scale(4)"),
