@@ -236,7 +236,7 @@ def test_a_stored_search_with_other_settings_is_refused(space):
 
 
 def test_storing_costs_little_per_trial(tmp_path):
-    """500 evaluations with the journal on disk take about 15 ms of processor time each, on a busy machine twice that."""
+    """500 evaluations with the journal on disk: about 15 ms of processor time each, twice that on a busy machine."""
     genes = {
         "attention": ("none", "satt", "catt"),
         "scale": ("none", "scale(2)", "scale(4)"),
