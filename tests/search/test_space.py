@@ -153,6 +153,7 @@ def test_the_extended_space_holds_the_genes_of_hand_designed_methods():
     dense = (
         "at",
         "bckd",
+        "cofd",
         "cwd-logits",
         "defeat-features",
         "fgd",
