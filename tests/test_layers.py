@@ -24,7 +24,7 @@ PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
     **dict.fromkeys(("registry", "errors", "arguments"), 0),
-    **dict.fromkeys(("structures", "term_fields", "policy", "canonical", "config"), 1),
+    **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export"), 4),
@@ -32,8 +32,9 @@ FLOORS = {
 }
 NEIGHBOURS = {
     "registry": {"errors"},
-    "term_fields": {"structures"},
-    "policy": {"structures", "term_fields", "canonical"},
+    "protocols": {"structures"},
+    "term_fields": {"protocols", "structures"},
+    "policy": {"protocols", "structures", "term_fields", "canonical"},
     "canonical": {"structures", "policy"},
     "config": {"structures", "policy", "canonical"},
     "knowledge": {"alignment", "adapters"},

@@ -21,8 +21,8 @@ import yaml
 
 from detkds.canonical import canonical_steps
 from detkds.errors import Faults, PolicyError, unknown_name
+from detkds.protocols import Adapter, Distance, Knowledge, Schedule, Transform
 from detkds.registry import expression
-from detkds.structures import Adapter, Distance, Knowledge, Schedule, Transform
 from detkds.term_fields import OPTIONAL_PIECES, checked_fields
 
 Weighting = Literal["absolute", "gradient"]

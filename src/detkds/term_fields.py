@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detkds.errors import UserError
+from detkds.protocols import Distance, Knowledge, Transform
 from detkds.registry import ADAPTERS, DISTANCES, KNOWLEDGE, SCHEDULES, TRANSFORMS, Registry, expression
-from detkds.structures import Distance, Kind, Knowledge, Transform
+from detkds.structures import Kind
 
 OPTIONAL_PIECES = {"adapter": "auto", "schedule": "constant"}
 """The pieces that a term need not name, and what stands for them."""
