@@ -11,7 +11,7 @@ from detkds.detectors.weights import save_weights
 from detkds.policy import Policy
 from detkds.runs.folder import append_line, read_lines
 from detkds.runs.plan import Plan
-from detkds.runs.verdict import Row, mean_and_spread, paired_difference
+from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, mean_and_spread, paired_difference
 from detkds.runs.weights import absolute_policies
 from detkds.training.loop import OnEpoch
 from detkds.training.population import Candidate, Setting, Trained, train_in_populations
@@ -29,12 +29,12 @@ class Contender:
 
 def contenders(plan: Plan, searched: Sequence[Policy]) -> list[Contender]:
     """The plain student, with its own and any inherited neck and head, then the hand-designed and the searched."""
-    plain = [Contender("plain", "plain", Policy(), inherit=False)]
+    plain = [Contender(PLAIN, "plain", Policy(), inherit=False)]
     if plan.inherited:
-        plain.append(Contender("plain, inherited", "plain", Policy()))
+        plain.append(Contender(INHERITED, "plain", Policy()))
     hand = [Contender(name, "hand", policy) for name, policy in plan.policies.items()]
     found = [
-        Contender("searched" if i == 0 else f"searched #{i + 1}", "searched", policy)
+        Contender(SEARCHED if i == 0 else f"{SEARCHED} #{i + 1}", "searched", policy)
         for i, policy in enumerate(searched)
     ]
     return plain + hand + found

@@ -23,7 +23,7 @@ from detkds.runs.plan import Plan, make_plan
 from detkds.runs.summary import summarise, write_summary
 from detkds.runs.teacher import prepare_teacher
 from detkds.runs.teacher_outputs import describe
-from detkds.runs.verdict import Row
+from detkds.runs.verdict import SEARCHED, Row
 from detkds.runs.weights import relative_policies
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
 from detkds.search.result import State
@@ -144,7 +144,7 @@ def full_budget_hooks(plan: Plan, listener: Listener, stage: str, entries: int, 
 def _ship_student(folder: Path, rows: list[Row], seed: int) -> None:
     """``student.safetensors``: the student of the searched policy's first seed."""
     for row in rows:
-        if row.name == "searched" and seed in row.ap:
+        if row.name == SEARCHED and seed in row.ap:
             shutil.copyfile(
                 folder / "students" / f"{slug(row.name)}-seed{seed}.safetensors", folder / "student.safetensors"
             )

@@ -27,15 +27,13 @@ from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, load_policy
 from detkds.registry import KNOWLEDGE
 from detkds.runs.datasets import load_data, require_masks, split_data
+from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, TEACHER
 from detkds.search.divide_and_conquer import check_sampler
 from detkds.search.halving import Halving, check_rungs
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Space, load_spaces
 from detkds.training.member import seeded
 from detkds.training.population import Setting
-
-_OTHERS = ("teacher", "plain", "plain, inherited", "searched")
-"""The lines of a comparison that are no hand-designed policy."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 def _named(policies: Mapping[str, Policy]) -> dict[str, Policy]:
     """The policies by their own names, or by what they were asked for by where the name is not theirs alone."""
-    count = Counter((*_OTHERS, *(policy.name for policy in policies.values())))
+    count = Counter((TEACHER, PLAIN, INHERITED, SEARCHED, *(policy.name for policy in policies.values())))
     return {
         policy.name if count[policy.name] == 1 and policy.name else given: policy for given, policy in policies.items()
     }

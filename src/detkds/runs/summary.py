@@ -18,7 +18,7 @@ from detkds.runs.confirmation import Confirmed
 from detkds.runs.datasets import describe_data
 from detkds.runs.folder import write_text
 from detkds.runs.plan import Plan
-from detkds.runs.verdict import Row, verdict
+from detkds.runs.verdict import TEACHER, Row, verdict
 from detkds.search.result import Record, State
 
 
@@ -84,7 +84,7 @@ def _teacher_row(metrics: Mapping[str, Any], plan: Plan) -> Row:
     known = comparable(metrics, masks=plan.masks)
     ap = known.get("ap")
     return Row(
-        name="teacher",
+        name=TEACHER,
         kind="teacher",
         policy="",
         ap={} if ap is None else {plan.config.seed: 100 * ap},

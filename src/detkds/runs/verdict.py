@@ -9,7 +9,8 @@ from typing import Any
 
 from scipy import stats
 
-PLAIN = "plain"
+TEACHER, PLAIN, INHERITED, SEARCHED = "teacher", "plain", "plain, inherited", "searched"
+"""The names of the lines of a comparison that are no hand-designed policy."""
 
 
 @dataclass(frozen=True)
