@@ -61,10 +61,8 @@ def position_weights(
         region = _region(student, _REGIONS[weights], boxes)
     positives = _positives(student) if per == "positive" else None
     for level, stride in response_levels(student, levels).items():
-        weight = valid = valid_positions(student, student.logits[level], stride)
-        if weights == "cells":
-            weight = None
-        elif weights != "valid":
+        weight = valid = None if weights == "cells" else valid_positions(student, student.logits[level], stride)
+        if weights not in ("cells", "valid"):
             weight = _importance(weights, student, teacher, level) if region is None else region[level]
             if weights == "main":
                 weight = weight * confidence(student, level)
