@@ -85,3 +85,15 @@ def test_a_size_that_does_not_divide_loses_nothing(small: Build, batch_of: Calla
         for level, spec in teacher.info.features.items():
             height, width = output.features[level].shape[-2:]
             assert height * spec.stride >= 97 and width * spec.stride >= 131
+
+
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+def test_a_rescaled_student_marks_regions_of_boxes_in_the_batch_s_pixels(name: str, small: Build, batch: Batch) -> None:
+    """As for the objects themselves where their boxes are given; each other box somewhere else."""
+    assert batch.targets is not None
+    output = Rescaled(small(name).train(), 2)(batch)
+    assert output.region is not None
+    boxes = [target["boxes"] for target in batch.targets]
+    marked, given, moved = (output.region("main", one) for one in (None, boxes, [one + 8 for one in boxes]))
+    assert all(torch.equal(given[level], weights) for level, weights in marked.items())
+    assert any(not torch.equal(moved[level], weights) for level, weights in marked.items())
