@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from detkds.config import RunConfig, apply_overrides, load_config, parse_config
+from detkds.config import RunConfig
+from detkds.config_file import apply_overrides, load_config, parse_config
 from detkds.errors import ConfigError
 
 PAIR = {"detector": "retinanet", "backbone": "narrow8"}

@@ -24,7 +24,7 @@ PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
     **dict.fromkeys(("registry", "errors", "arguments"), 0),
-    **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config"), 1),
+    **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config", "config_file"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export"), 4),
@@ -37,6 +37,7 @@ NEIGHBOURS = {
     "policy": {"protocols", "structures", "term_fields", "canonical"},
     "canonical": {"structures", "policy"},
     "config": {"structures", "policy", "canonical"},
+    "config_file": {"config"},
     "knowledge": {"alignment", "adapters"},
     "adapters": {"transforms"},
     "distiller": {"alignment", "adapters", "knowledge", "transforms", "distances", "schedules"},

@@ -1,249 +1,303 @@
-"""Run configurations: a YAML file checked as a whole before anything runs."""
+"""The schema of run configurations: every knob once, with its bounds and with what changing it means.
+
+A field is made by :func:`numbers`, :func:`budget` or :func:`speed`, which say what a change of it means for a run that
+has begun: another experiment, more or less of the same, or nothing.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from detkds.errors import ConfigError, Faults, unknown_name
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Effect = Literal["numbers", "budget", "speed"]
+"""What a change means for a run that has begun; see the module's docstring."""
+
+
+def numbers(default: Any = ..., **bounds: Any) -> Any:
+    """A field whose change is another experiment: a run that has begun refuses it."""
+    return Field(default, json_schema_extra={"effect": "numbers"}, **bounds)
+
+
+def budget(default: Any = ..., **bounds: Any) -> Any:
+    """A field that says how much is done: a run that has begun does more, or uses the first part of what there is."""
+    return Field(default, json_schema_extra={"effect": "budget"}, **bounds)
+
+
+def speed(default: Any = ..., **bounds: Any) -> Any:
+    """A field that changes no result: a run that has begun takes it as it comes."""
+    return Field(default, json_schema_extra={"effect": "speed"}, **bounds)
 
 
 class Section(BaseModel):
     """A part of a configuration: unknown keys and non-finite numbers are faults."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SplitConfig(Section):
-    """One set of images: a COCO annotation file and the folder its file names are relative to."""
+    """One set of images. Where they lie changes nothing; what they are is compared by content."""
 
-    annotations: Path
-    images: Path
+    annotations: Path = speed()
+    """A COCO annotation file."""
+    images: Path = speed()
+    """The folder that its file names are relative to."""
 
 
 class DataConfig(Section):
-    """Where the images are, and the pixels of the longer side they are resized to.
+    """Where the images are, and the size they are resized to."""
 
-    ``embedded: digits`` makes the embedded set in the run folder instead of reading ``train`` and ``test``, with
-    ``embedded_images`` training and test images. The test images are reported on and never searched on.
-    """
-
-    train: SplitConfig | None = None
-    test: SplitConfig | None = None
-    embedded: Literal["digits"] | None = None
-    embedded_images: tuple[Count, Count] = (300, 150)
-    embedded_classes: Annotated[int, Field(ge=1, le=10)] = 10
-    size: Annotated[int, Field(ge=32)] = 800
+    train: SplitConfig | None = numbers(None)
+    """Training images; validation images are cut from them."""
+    test: SplitConfig | None = numbers(None)
+    """Test images: reported on, never searched on."""
+    embedded: Literal["digits"] | None = numbers(None)
+    """``digits`` makes the embedded set in the run folder instead of reading ``train`` and ``test``."""
+    embedded_images: tuple[Count, Count] = numbers((300, 150))
+    """Training and test images of the embedded set."""
+    embedded_classes: int = numbers(10, ge=1, le=10)
+    """Classes of the embedded set."""
+    size: int = numbers(800, ge=32, le=16384)
+    """Pixels of the longer side of the images."""
 
 
 class AugmentationConfig(Section):
     """Amounts of the random changes of a training image; 0 switches one off."""
 
-    flip: Probability = 0.5
-    scale: tuple[Positive, Positive] = (1.0, 1.0)
-    crop: bool = False
-    brightness: Probability = 0.0
-    contrast: Probability = 0.0
-    saturation: Probability = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    flip: Probability = numbers(0.5)
+    """Probability of a horizontal flip."""
+    scale: tuple[Positive, Positive] = numbers((1.0, 1.0))
+    """Smallest and largest factor of the image's size."""
+    crop: bool = numbers(False)
+    """Whether an image that was scaled up is cropped to its former size."""
+    brightness: Probability = numbers(0.0)
+    """Largest relative change of brightness."""
+    contrast: Probability = numbers(0.0)
+    """Largest relative change of contrast."""
+    saturation: Probability = numbers(0.0)
+    """Largest relative change of saturation."""
+    hue: float = numbers(0.0, ge=0, le=0.5)
+    """Largest change of hue, in turns of the color circle."""
 
 
 class TrainConfig(Section):
-    """How one detector is trained.
+    """How one detector is trained."""
 
-    Attributes:
-        epochs: passes; one pass is ``draws`` image draws (default: every image once).
-        schedule: ``cosine`` to 0, or ``step``: times ``step_factor`` at each of ``milestones`` (fractions of training).
-        clip_norm: gradient norm limit over student and adapters; null for none.
-        ema: decay of a moving average of the weights that is then evaluated and saved; null for none.
-        amp: ``bf16`` or ``fp16`` autocast; null for full precision.
-        workers: loader processes; 0 loads in the training process.
-    """
-
-    epochs: Count = 12
-    draws: Count | None = None
-    batch_size: Count = 16
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.01
-    momentum: Probability = 0.9
-    weight_decay: NonNegative = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
-    schedule: Literal["cosine", "step"] = "cosine"
-    milestones: tuple[Probability, ...] = (2 / 3, 11 / 12)
-    step_factor: Positive = 0.1
-    clip_norm: Positive | None = 35.0
-    ema: Probability | None = None
-    amp: Literal["bf16", "fp16"] | None = None
-    channels_last: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
+    epochs: Count = numbers(12)
+    """Passes; one pass is ``draws`` image draws."""
+    draws: Count | None = numbers(None)
+    """Image draws of a pass; null: every image once."""
+    batch_size: int = numbers(16, ge=1, le=65536)
+    """Images of a step."""
+    optimizer: Literal["sgd", "adamw"] = numbers("sgd")
+    """The optimizer."""
+    lr: Positive = numbers(0.01, le=1e3)
+    """Learning rate after warm-up."""
+    momentum: Probability = numbers(0.9)
+    """Momentum of SGD, first beta of AdamW."""
+    weight_decay: NonNegative = numbers(1e-4)
+    """Weight decay of matrices; vectors have none."""
+    warmup_steps: int = numbers(500, ge=0)
+    """Steps of linear warm-up, at most half of the training."""
+    schedule: Literal["cosine", "step"] = numbers("cosine")
+    """Learning rate after warm-up: ``cosine`` to 0, or ``step``: times ``step_factor`` at each milestone."""
+    milestones: tuple[Probability, ...] = numbers((2 / 3, 11 / 12))
+    """Fractions of the training at which ``step`` lowers the learning rate."""
+    step_factor: Positive = numbers(0.1)
+    """Factor of the learning rate at a milestone."""
+    clip_norm: Positive | None = numbers(35.0)
+    """Limit of the gradient's norm over student and adapters; null for none."""
+    ema: Probability | None = numbers(None)
+    """Decay of a moving average of the weights that is then evaluated and saved; null for none."""
+    amp: Literal["bf16", "fp16"] | None = numbers(None)
+    """Autocast; null for full precision."""
+    channels_last: bool = numbers(False)
+    """Memory format of the students."""
+    validate_every: Count | None = numbers(None)
+    """Passes between measurements of AP on the validation images, which are then held out of every training;
+    null: none."""
+    keep: Literal["last", "best"] = numbers("last")
+    """Which weights are measured, saved and shipped: those after the last pass, or of the best validation AP, which
+    needs ``validate_every``. The test images have no say in it."""
+    workers: int = speed(0, ge=0, le=256)
+    """Loader processes; 0 loads in the training process."""
     augmentation: AugmentationConfig = AugmentationConfig()
+    """How training images vary."""
 
 
 class DetectorConfig(Section):
-    """A detector: its registered name, its options, and where its weights come from.
+    """A detector: its registered name, its options, and where its weights come from."""
 
-    Attributes:
-        detector: a registered detector, such as ``retinanet``; for a teacher also ``self``: every student is taught by
-            the moving average of its own weights (``train.ema``; Mean Teacher, Tarvainen and Valpola 2017).
-        backbone: a named backbone or any timm model that gives feature maps; null: the detector's own.
-        classes: names of the classes a teacher knows, in label order; null: those in the file of its weights, where
-            this package wrote it, or else those of the data.
-        size: pixels of the longer side of the images it is given (a teacher only); null: those of the data.
-        backbone_weights: ``pretrained`` for the backbone library's own weights; null for random ones.
-        options: further arguments of the detector.
-        weights: a local file or URL with the whole detector's weights.
-        train: how to train it first where it has no weights (a teacher only); null: weights are required.
-    """
-
-    detector: str
-    backbone: str | None = None
-    classes: tuple[str, ...] | None = None
-    size: Count | None = None
-    backbone_weights: Literal["pretrained"] | None = None
-    options: dict[str, Any] = {}
-    weights: str | None = None
+    detector: str = numbers()
+    """A registered detector, such as ``retinanet``; for a teacher also ``self``: every student is taught by the moving
+    average of its own weights (``train.ema``; Mean Teacher, Tarvainen and Valpola 2017)."""
+    backbone: str | None = numbers(None)
+    """A named backbone or any timm model that gives feature maps; null: the detector's own."""
+    classes: tuple[str, ...] | None = numbers(None)
+    """Names of the classes a teacher knows, in label order; null: those in the file of its weights, where this package
+    wrote it, or else those of the data."""
+    size: Count | None = numbers(None)
+    """Pixels of the longer side of the images a teacher is given; null: those of the data."""
+    backbone_weights: Literal["pretrained"] | None = numbers(None)
+    """``pretrained`` for the backbone library's own weights; null for random ones."""
+    options: dict[str, Any] = numbers({})
+    """Further arguments of the detector."""
+    weights: str | None = speed(None)
+    """A local file or URL with the whole detector's weights. Where it lies changes nothing; what it holds is compared
+    by content."""
     train: TrainConfig | None = None
+    """How a teacher without weights is trained first."""
 
 
 class CacheConfig(Section):
-    """Whether the populations of a search share the teacher's outputs through the disk; a matter of speed alone.
+    """Whether the populations of a search share the teacher's outputs through the disk."""
 
-    Attributes:
-        mode: ``auto`` keeps them, rounded to half precision, where measured times say that reading is cheaper;
-            ``cached`` keeps them wherever there is room; ``live`` runs the teacher on every batch and rounds nothing.
-        disk_gb: 10^9 bytes that they may take of the run folder's disk; at most half of what is free is taken.
-    """
-
-    mode: Literal["auto", "live", "cached"] = "auto"
-    disk_gb: Positive = 4.0
+    mode: Literal["auto", "live", "cached"] = numbers("auto")
+    """``auto`` keeps them, rounded to half precision, where measured times say that reading is cheaper; ``cached``
+    keeps them wherever there is room; ``live`` runs the teacher on every batch and rounds nothing."""
+    disk_gb: Positive = speed(4.0)
+    """10^9 bytes that they may take of the run folder's disk; at most half of what is free is taken."""
 
 
 class HalvingConfig(Section):
-    """Successive halving: losing candidates stop before the proxy's training is over.
+    """Successive halving: losing candidates stop before the proxy's training is over."""
 
-    Attributes:
-        rungs: epochs of the proxy after which AP is measured, ascending and below ``proxy.epochs``.
-        eta: the best of every ``eta`` candidates of a kind of knowledge go on.
-        brackets: 1, or up to one more than there are rungs: shares of the candidates that are judged later (Hyperband).
-    """
-
-    rungs: Annotated[tuple[Count, ...], Field(min_length=1)]
-    eta: Annotated[int, Field(ge=2)] = 3
-    brackets: Count = 1
+    rungs: Annotated[tuple[Count, ...], Field(min_length=1)] = numbers()
+    """Epochs of the proxy after which AP is measured, ascending and below ``proxy.epochs``."""
+    eta: int = numbers(3, ge=2)
+    """The best of every ``eta`` candidates of a kind of knowledge go on."""
+    brackets: Count = numbers(1)
+    """1, or up to one more than there are rungs: shares of the candidates that are judged later (Hyperband)."""
 
 
 class ProxyConfig(Section):
-    """The cheap training on which candidates are ranked.
+    """The cheap training on which candidates are ranked; what is not said here is taken from ``train``."""
 
-    Attributes:
-        images: how many training images, chosen class- and size-balanced; null: all that validation leaves.
-        validation: fraction of the *training* images that candidates are validated on.
-        epochs, draws: as in training; everything else is taken from ``train``.
-        calibration_batches: batches on which losses are filtered and relative weights are measured.
-        population: candidates trained side by side on shared batches and teacher outputs.
-        cache: of the teacher's outputs between populations.
-        halving: stops losing candidates early; null trains all to the end.
-    """
-
-    images: Count | None = None
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    epochs: Count = 1
-    draws: Count | None = None
-    calibration_batches: Count = 4
-    population: Count = 8
+    images: Count | None = numbers(None)
+    """Training images, chosen class- and size-balanced; null: all that validation leaves."""
+    validation: float = numbers(0.25, gt=0, lt=1)
+    """Fraction of the *training* images that candidates are validated on."""
+    epochs: Count = numbers(1)
+    """Passes."""
+    draws: Count | None = numbers(None)
+    """Image draws of a pass; null: every image once."""
+    calibration_batches: int = numbers(4, ge=1, le=1024)
+    """Batches on which losses are filtered and relative weights are measured."""
+    population: int = speed(8, ge=1, le=1024)
+    """Students trained side by side on shared batches and teacher outputs."""
     cache: CacheConfig = CacheConfig()
-    halving: HalvingConfig | None = None
+    """Of the teacher's outputs, between populations."""
+    halving: HalvingConfig | None = numbers(None)
+    """Stops losing candidates early; null trains all to the end."""
 
 
 class SearchConfig(Section):
-    """The search over policies.
+    """The search over policies."""
 
-    Attributes:
-        space: ``default``, ``rows``, ``extended``, ``paper``, or the path of a space file.
-        weighting: what weights mean in the space: absolute (the paper), or ratios to the task's gradient.
-        knowledge: the kinds to search; kinds the pair cannot offer are left out with a reason.
-        sampler: a registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``.
-        single_budget: candidate trainings per kind of knowledge; combination_budget: for the combination stage.
-        divide: whether kinds are searched one by one before they are combined; false searches all in one joint space,
-            with the trainings of both stages. filter: whether candidates whose loss is no use (not finite, too large,
-            without gradient) are refused before training; false trains them. Both are what the method is compared with.
-        parallel: iterations of one study that are measured side by side. The more, the fuller populations are and the
-            more company halving has; the fewer, the more each proposal has seen.
-        parents: the k of Algorithm 1; newcomer: when a random newcomer is evaluated beside the mutant.
-        warm_start: policies whose terms join the initial populations, each with the weight nearest to its own.
-        confirm: how many of the best candidates are trained again before one is chosen: at the full budget, on the
-            proxy's images, with ``confirm_seeds`` other seeds each; 0 takes the proxy's word.
-        evaluator: ``population`` trains candidates in this process; ``ray`` in several, one per device, on this machine
-            or on the Ray cluster at ``RAY_ADDRESS``.
-        workers: how many for ``ray``; null: one per GPU, or without GPUs one per ``threads`` CPUs.
-    """
-
-    space: str = "default"
-    weighting: Literal["absolute", "gradient"] = "gradient"
-    knowledge: tuple[str, ...] = ("global", "fgbg", "instance", "logits", "localization")
-    sampler: str = "evolution"
-    single_budget: Count = 20
-    combination_budget: Count = 40
-    divide: bool = True
-    filter: bool = True
-    parallel: Count = 1
-    population: Annotated[int, Field(ge=2)] = 8
-    sample_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
-    parents: Count = 3
-    newcomer: str = "never"
-    warm_start: tuple[str, ...] = ()
-    confirm: Annotated[int, Field(ge=0)] = 4
-    confirm_seeds: Count = 2
-    storage: str | None = None
-    evaluator: Literal["population", "ray"] = "population"
-    workers: Count | None = None
-    seed: int = 0
+    space: str = numbers("default")
+    """``default``, ``rows``, ``extended``, ``paper``, or the path of a space file."""
+    weighting: Literal["absolute", "gradient"] = numbers("gradient")
+    """What weights mean in the space: absolute (the paper), or ratios to the task's gradient."""
+    knowledge: tuple[str, ...] = numbers(("global", "fgbg", "instance", "logits", "localization"))
+    """The kinds to search; kinds the pair cannot offer are left out with a reason."""
+    sampler: str = numbers("evolution")
+    """A registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``."""
+    single_budget: Count = budget(20)
+    """Candidate trainings for each kind of knowledge."""
+    combination_budget: Count = budget(40)
+    """Candidate trainings for the combination of kinds."""
+    divide: bool = numbers(True)
+    """Whether kinds are searched one by one before they are combined; false searches all in one joint space, with the
+    trainings of both stages."""
+    filter: bool = numbers(True)
+    """Whether candidates whose loss is no use (not finite, too large, without gradient) are refused before training."""
+    parallel: int = speed(1, ge=1, le=4096)
+    """Iterations of one study that are measured side by side. The more, the fuller populations are; the fewer, the
+    more each proposal has seen. Candidates measured from here on may be others."""
+    population: int = numbers(8, ge=2)
+    """P of Algorithm 1, the members kept."""
+    sample_ratio: float = numbers(0.9, gt=0, le=1)
+    """r of Algorithm 1, the fraction of members that parents may be chosen from."""
+    parents: Count = numbers(3)
+    """k of Algorithm 1, the best of that sample, one of which is mutated."""
+    newcomer: str = numbers("never")
+    """When a random newcomer is evaluated beside the mutant: ``never``, ``always`` or ``every:4``."""
+    warm_start: tuple[str, ...] = numbers(())
+    """Policies whose terms join the initial populations, each with the weight nearest to its own."""
+    confirm: int = budget(4, ge=0)
+    """How many of the best candidates are trained again before one is chosen: at the full budget, on the proxy's
+    images; 0 takes the proxy's word."""
+    confirm_seeds: Count = budget(2)
+    """Seeds of the confirmation, other ones than the search's."""
+    storage: str | None = speed(None)
+    """URL of an Optuna storage; null keeps the trials in the run folder."""
+    seed: Seed = numbers(0)
+    """Of the candidates' initial weights and data order, of the split of the training images, and of proposals."""
 
 
 class FinalConfig(Section):
-    """The comparison at the full budget.
+    """The comparison at the full budget on the test images."""
 
-    Attributes:
-        seeds: one training per policy and seed; at least 3 for a claim.
-        policies: hand-designed policies to stand beside the searched one.
-        top: how many of the search's best policies are retrained.
-    """
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = budget((0, 1, 2))
+    """One training per policy and seed; at least 3 for a claim."""
+    policies: tuple[str, ...] = budget(("fitnets", "pkd", "cwd", "skd", "detkds/global"))
+    """Hand-designed policies to stand beside the searched one."""
+    top: Count = budget(1)
+    """How many of the search's best policies are retrained."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    policies: tuple[str, ...] = ("fitnets", "pkd", "cwd", "skd", "detkds/global")
-    top: Count = 1
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("expected seeds that differ, as each is one training")
+        return seeds
 
 
 class RunConfig(Section):
-    """A whole run: data, pair, training, proxy, search and final comparison; kept in the folder ``runs/name``.
+    """A whole run: data, pair, training, proxy, search and comparison; kept in the folder ``runs/name``."""
 
-    ``threads`` is how many threads torch uses on the CPU; null leaves it to torch. Small networks are fastest with one.
-    """
-
-    name: str
+    name: str = speed()
+    """The folder's name inside ``runs``."""
     data: DataConfig
+    """The images."""
     teacher: DetectorConfig
+    """The detector that teaches."""
     student: DetectorConfig
-    inherit: bool = True
+    """The detector that learns."""
+    inherit: bool = numbers(True)
+    """Whether students start from the teacher's neck and head."""
     train: TrainConfig = TrainConfig()
+    """The full budget of a student."""
     proxy: ProxyConfig = ProxyConfig()
+    """The cheap budget of a candidate."""
     search: SearchConfig = SearchConfig()
+    """How policies are searched."""
     final: FinalConfig = FinalConfig()
-    seed: int = 0
-    device: str | None = None
-    threads: Count | None = None
-    runs: Path = Path("runs")
-    plugins: tuple[str, ...] = ()
+    """How they are compared."""
+    seed: Seed = numbers(0)
+    """Of the teacher and the embedded data."""
+    executor: Literal["auto", "inline", "processes", "ray"] = speed("auto")
+    """Who trains: ``inline``, this process; ``processes``, workers on this machine, one per GPU or CPU core; ``ray``,
+    workers on this machine or on the Ray cluster at ``RAY_ADDRESS``; ``auto``: processes where more than one has a
+    device of its own, else this process."""
+    workers: Annotated[int, Field(ge=1, le=4096)] | None = speed(None)
+    """How many workers; null: one per GPU, or without GPUs one per ``threads`` CPU cores."""
+    device: str | None = speed(None)
+    """The device of torch; null: GPUs where there are any."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = speed(1)
+    """CPU threads of torch in each worker; small networks are fastest with one. Another number changes the rounding."""
+    runs: Path = speed(Path("runs"))
+    """Where run folders are kept."""
+    plugins: tuple[str, ...] = speed(())
+    """Modules to import first, which register further pieces."""
 
     @field_validator("name")
     @classmethod
@@ -269,112 +323,44 @@ class RunConfig(Section):
         return self.runs / self.name
 
 
-class SchemaError(ConfigError):
-    """Faults found by the schema; ``sound`` is the rest, with defaults in their place, where that is possible."""
+@dataclass(frozen=True)
+class Change:
+    """A field whose value differs between two configurations; ``key`` is dotted."""
 
-    def __init__(self, faults: Iterable[str], sound: RunConfig | None = None) -> None:
-        super().__init__(faults)
-        self.sound = sound
-
-
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a configuration file and apply ``key.sub=value`` overrides, whose values are YAML.
-
-    Relative data paths are taken from the working folder.
-
-    Raises:
-        ConfigError: listing every fault.
-    """
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(RunConfig.model_fields)}")
-    return parse_config(apply_overrides(data, overrides), str(path))
+    key: str
+    before: Any
+    now: Any
+    effect: Effect
 
 
-def parse_config(data: Mapping[str, Any], where: str = "configuration") -> RunConfig:
-    """Check plain data against the schema.
-
-    Raises:
-        ConfigError: listing every fault, each with the path of its key.
-    """
-    try:
-        return RunConfig.model_validate(dict(data))
-    except ValidationError as error:
-        raise SchemaError(_lines(error, where), _without_faults(data, error)) from None
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """What differs between two configurations as plain data, field by field; absent fields count as their defaults."""
+    return list(_changes(RunConfig, before, now, ""))
 
 
-def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Set ``a.b=value`` in nested plain data, without changing ``data``.
-
-    Raises:
-        ConfigError: an override is not ``key=value``, its value is not YAML, or its key leads through a plain value.
-    """
-    result = yaml.safe_load(yaml.safe_dump(dict(data)))
-    faults = Faults("override")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            faults.add(f"expected key=value, such as train.lr=0.02, got {override!r}")
+def _changes(section: type[Section], before: Any, now: Any, prefix: str) -> Iterator[Change]:
+    for name, field in section.model_fields.items():
+        values = [_value(side, name, field.get_default()) for side in (before, now)]
+        if values[0] == values[1]:
             continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            faults.add(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}")
-            continue
-        node, *path = result, *key.split(".")
-        for part in path[:-1]:
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-            if not isinstance(node, dict):
-                faults.add(f"{override!r}: {part!r} is a plain value and has no keys")
-                break
+        inner = _section(field.annotation)
+        if inner is not None and all(isinstance(value, Mapping) for value in values):
+            yield from _changes(inner, *values, f"{prefix}{name}.")
         else:
-            node[path[-1]] = value
-    faults.raise_as(ConfigError)
-    return result
+            yield Change(prefix + name, *values, effect_of(section, name))
 
 
-def _lines(error: ValidationError, where: str) -> list[str]:
-    lines = []
-    for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"{where}: {path}: {unknown_name('key', fault['loc'][-1], _known_keys(fault['loc'][:-1]))}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            message = message[0].lower() + message[1:]
-            got = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
-            lines.append(f"{where}: {path}: {message}{got}")
-    return lines
+def effect_of(section: type[Section], name: str) -> Effect:
+    """What a change of a field means; a section that is there on one side alone is another experiment."""
+    extra = section.model_fields[name].json_schema_extra
+    return extra["effect"] if isinstance(extra, dict) else "numbers"  # type: ignore[return-value]
 
 
-def _without_faults(data: Mapping[str, Any], error: ValidationError) -> RunConfig | None:
-    rest = copy.deepcopy(dict(data))
-    for fault in error.errors():
-        node: Any = rest
-        for part in fault["loc"][:-1]:
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(fault["loc"][-1], None)
-    try:
-        return RunConfig.model_validate(rest)
-    except ValidationError:
-        return None
+def _value(data: Any, name: str, default: Any) -> Any:
+    value = data.get(name, default) if isinstance(data, Mapping) else default
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
-def _known_keys(path: Iterable[Any]) -> list[str]:
-    model: Any = RunConfig
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return list(getattr(model, "model_fields", {}))
+def _section(annotation: Any) -> type[Section] | None:
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next((one for one in options if isinstance(one, type) and issubclass(one, Section)), None)

@@ -166,7 +166,7 @@ def test_distilling_without_a_policy_says_what_to_do(config_file: Path, invoke: 
 
 
 def test_a_folder_in_use_is_refused(config_file: Path, tiny_run: dict[str, Any], invoke: Any) -> None:
-    from detkds.config import parse_config
+    from detkds.config_file import parse_config
     from detkds.runs.folder import open_folder
 
     with open_folder(parse_config(tiny_run)):

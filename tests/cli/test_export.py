@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import load_config
+from detkds.config_file import load_config
 from detkds.detectors.weights import save_weights
 from detkds.runs.plan import make_detector
 

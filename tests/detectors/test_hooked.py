@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from detkds import Distiller, load_policy
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.detectors import Detector, build_detector
 from detkds.detectors.hooked import Hooked
 from detkds.detectors.hooks import parse_tap

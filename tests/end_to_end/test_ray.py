@@ -19,10 +19,10 @@ from detkds.cli import app
 
 pytest.importorskip("ray", reason="needs ray: pip install 'detkds[ray]'")
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-WORKERS = ["search.evaluator=ray", "search.workers=2"]
+WORKERS = ["executor=ray", "workers=2"]
 KILLED = """
 import os, signal, subprocess, sys
-from detkds.config import load_config
+from detkds.config_file import load_config
 from detkds.runs import pipeline
 from detkds.runs.listening import Silence
 

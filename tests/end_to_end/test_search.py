@@ -23,7 +23,7 @@ from detkds.policy import load_policy
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 KILLED = """
 import os, signal, sys
-from detkds.config import load_config
+from detkds.config_file import load_config
 from detkds.runs import pipeline
 
 class Impatient:

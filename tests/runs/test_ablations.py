@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.folder import open_folder
 from detkds.runs.pipeline import find_policy, run

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
 from detkds.runs import comparison, step_cost

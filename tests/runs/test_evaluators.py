@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.policy import Policy, Term
 from detkds.runs.evaluators import WorkerRecipe, local_evaluator, open_evaluator
 from detkds.runs.listening import Meter, Silence

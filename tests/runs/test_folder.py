@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.folder import append_line, flatten, open_folder, read_lines, write_text
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.evaluation.coco_ap import Metrics
 from detkds.runs.confirmation import Confirmed
 from detkds.runs.pipeline import find_policy

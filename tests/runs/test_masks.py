@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from detkds.config import RunConfig, parse_config
+from detkds.config import RunConfig
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.comparison import with_box_ap
 from detkds.runs.plan import make_plan

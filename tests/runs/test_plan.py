@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.detectors.weights import save_weights
 from detkds.errors import ConfigError
 from detkds.runs.plan import make_detector, make_plan

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.runs.estimate import Speed, estimate, estimate_training
 from detkds.runs.plan import make_plan
 from detkds.runs.preview import combinations, preview

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.policy import parse_policy
 from detkds.report.agreement import read_check
 from detkds.runs import comparison
@@ -31,7 +31,7 @@ from detkds.training.population import Candidate, train_candidates
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 KILLED = """
 import os, signal, sys, torch
-from detkds.config import load_config
+from detkds.config_file import load_config
 from detkds.runs.proxy_check import check_proxy
 
 class Impatient:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs import pipeline
 from detkds.runs.plan import make_plan

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError, UserError
 from detkds.policy import Policy, Term
 from detkds.runs import single

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.policy import Policy, Term
 from detkds.runs import step_cost
 from detkds.runs.plan import make_plan

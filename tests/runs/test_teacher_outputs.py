@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.folder import open_folder
 from detkds.runs.plan import Plan, make_plan

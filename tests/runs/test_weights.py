@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.policy import Policy, Term
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.weights import absolute_policies, relative_policies

@@ -24,13 +24,13 @@ from detkds.training.loop import OnEpoch
 
 @contextmanager
 def open_evaluator(plan: Plan, folder: Path, listener: Listener, meter: Meter) -> Iterator[Evaluator]:
-    """The evaluator that ``search.evaluator`` names.
+    """The evaluator that ``executor`` names.
 
     Raises:
         SearchError: Ray cannot be reached, or its machines have too little.
     """
     config = plan.config
-    if config.search.evaluator == "population":
+    if config.executor != "ray":
         yield local_evaluator(plan, folder, listener, meter.epoch)
         return
     listener.note("starting Ray workers")
@@ -38,7 +38,7 @@ def open_evaluator(plan: Plan, folder: Path, listener: Listener, meter: Meter) -
         WorkerRecipe.of(plan, folder),
         population=config.proxy.population,
         device=config.device,
-        workers=config.search.workers,
+        workers=config.workers,
         threads=config.threads,
         whole_groups=plan.halving is not None,
         on_trained=meter.trained,

@@ -12,23 +12,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from detkds.config import RunConfig
+from detkds.config import RunConfig, changes
 from detkds.errors import ConfigError
-
-_FREE_KEYS = (
-    "runs",
-    "device",
-    "plugins",
-    "final",
-    "proxy.cache.disk_gb",
-    "search.single_budget",
-    "search.combination_budget",
-    "search.parallel",
-    "search.confirm",
-    "search.confirm_seeds",
-    "search.evaluator",
-    "search.workers",
-)
 
 
 @contextmanager
@@ -98,27 +83,11 @@ def _check_same(config: RunConfig, path: Path) -> None:
     """Refuse to go on in a folder whose results were made under other settings."""
     if not path.exists():
         return
-    before = flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    now = flatten(config.model_dump(mode="json"))
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     changed = [
-        f"{config.folder}: {key} was {before.get(key)!r} here, now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(free + ".") for free in _FREE_KEYS)
+        f"{config.folder}: {change.key} was {change.before!r} here, now {change.now!r}"
+        for change in changes(before, config.model_dump(mode="json"))
+        if change.effect == "numbers"
     ]
     if changed:
         raise ConfigError([*changed, f"{config.folder}: choose another name=, or delete the folder to start over"])
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping of dotted keys.
-
-    >>> flatten({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c': [2]}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

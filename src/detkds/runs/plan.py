@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from detkds.config import DetectorConfig, RunConfig, SchemaError, TrainConfig, load_config
+from detkds.config import DetectorConfig, RunConfig, TrainConfig
+from detkds.config_file import SchemaError, load_config
 from detkds.data.augment import Augmentation
 from detkds.data.coco import CocoDataset
 from detkds.data.digits import NAMES
@@ -145,8 +146,7 @@ def make_plan(config: RunConfig) -> Plan:
             faults.add(error)
             return None
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads)
     attempt(import_plugins, config.plugins)
     device = attempt(choose_device, config.device)
     embedded = config.data.embedded is not None
@@ -324,14 +324,8 @@ def check_evaluator(config: RunConfig) -> None:
     Raises:
         ConfigError: listing every fault.
     """
-    search = config.search
-    if search.evaluator == "ray" and importlib.util.find_spec("ray") is None:
-        raise ConfigError("search.evaluator: ray is not installed; install it with: pip install 'detkds[ray]'")
-    if search.evaluator != "ray" and search.workers is not None:
-        raise ConfigError(
-            f"search.workers: expected nothing with search.evaluator={search.evaluator}, which trains in this process; "
-            f"got {search.workers}; set search.evaluator=ray"
-        )
+    if config.executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("executor: ray is not installed; install it with: pip install 'detkds[ray]'")
 
 
 def choose_device(name: str | None) -> torch.device:

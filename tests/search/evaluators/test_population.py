@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.evaluation.coco_ap import Metrics
 from detkds.policy import Policy, Term

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from detkds.config import parse_config
+from detkds.config_file import parse_config
 from detkds.errors import DataError
 from detkds.policy import Policy, Term
 from detkds.runs.evaluators import WorkerRecipe, local_evaluator
