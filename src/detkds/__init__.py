@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from detkds.version import __version__
+
 if TYPE_CHECKING:
     from detkds.distiller import Distiller
     from detkds.policy import Policy, Term, list_policies, load_policy
 
-__version__ = "0.1.0"
 __all__ = ["Distiller", "Policy", "Term", "__version__", "list_policies", "load_policy"]
 
 _HOMES = {

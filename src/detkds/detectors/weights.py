@@ -20,6 +20,7 @@ from torch import Tensor
 
 from detkds.detectors.base import Detector
 from detkds.errors import WeightsError
+from detkds.files import write_whole
 
 _NESTS = ("state_dict", "model_state_dict", "model", "ema", "module")
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
@@ -97,30 +98,29 @@ def load_weights(detector: Detector, source: str | Path, *, partial: bool = Fals
     return missing + wrong
 
 
-def save_weights(detector: Detector, path: str | Path) -> None:
-    """Write the detector's weights as safetensors under its home's names; an existing file is replaced at once.
+def weights_content(detector: Detector) -> bytes:
+    """The detector's weights as the content of a safetensors file, under its home's names.
 
     The class names are kept in the file's metadata.
-
-    Raises:
-        WeightsError: the file cannot be written; what stood there before is untouched.
     """
-    path = Path(path)
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in detector.home_state_dict().items()
     }
     facts = {"detector": _title(detector), "class_names": json.dumps(detector.class_names), "format": "pt"}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return safetensors.torch.save(tensors, facts)
+
+
+def save_weights(detector: Detector, path: str | Path) -> None:
+    """Write :func:`weights_content` to a file; an existing one is replaced at once.
+
+    Raises:
+        WeightsError: the file cannot be written; what stood there before is untouched.
+    """
+    path, content = Path(path), weights_content(detector)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, facts))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, lambda file: file.write(content))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise WeightsError(f"weights: {path} cannot be written: {error}") from error
 
 

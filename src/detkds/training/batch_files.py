@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from detkds.files import write_whole
 from detkds.structures import Batch
 
 _SAMPLES = 4096
@@ -48,8 +48,6 @@ class BatchFiles:
             for other in folder.iterdir():
                 if other.is_dir() and other != self.folder:
                     shutil.rmtree(other, ignore_errors=True)
-            for unfinished in self.folder.glob("*.part"):
-                unfinished.unlink()
             self.used = sum(file.stat().st_size for file in self.folder.iterdir())
             self.limit = min(limit, self.used + shutil.disk_usage(self.folder).free // 2)
         except OSError as error:
@@ -96,18 +94,11 @@ class BatchFiles:
         about = {**self._identity(batch), "responses": responses, "sums": sums}
         data = safetensors.torch.save(dict(tensors), {"about": json.dumps(about)})
         path = self.path(epoch, index)
-        scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             replaced = path.stat().st_size if path.exists() else 0
             if self.used - replaced + len(data) > self.limit:
                 return False
-            try:
-                scratch.write_bytes(data)
-                scratch.replace(path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    scratch.unlink(missing_ok=True)
-                raise
+            write_whole(path, lambda file: file.write(data), sync=False)
         except OSError as error:
             self._stop(error)
             return False

@@ -16,7 +16,7 @@ from detkds.detectors.base import Detector
 from detkds.distiller import Distiller
 from detkds.policy import Policy, Term
 from detkds.structures import Batch, DetectorOutput
-from detkds.training.member import seeded
+from detkds.training.student import seeded
 
 LOSS_LIMIT = 100.0
 """DetKDS section 3.3: a distiller whose loss exceeds this, or is not a number, is rejected."""

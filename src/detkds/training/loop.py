@@ -5,23 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from detkds.config import TrainConfig
-from detkds.detectors.base import Detector
-from detkds.structures import Batch, DetectorOutput
-from detkds.training.ask import ask
-from detkds.training.checkpoint import load_state, save_state
-from detkds.training.member import Member, autocast
-
-OnStep = Callable[[Member, dict[str, Tensor]], None]
-OnEpoch = Callable[[int], None]
-AskTeacher = Callable[[int, int, Batch, bool], DetectorOutput]
-"""From an epoch, a batch's index in it, the batch, and whether responses are wanted, to the teacher's output."""
-AtRung = Callable[[int, Sequence[Member]], None]
+from detkds.structures import Batch
+from detkds.training.checkpoint import StateFiles
+from detkds.training.processes import ALONE, Processes
+from detkds.training.student import StudentTrainer, autocast
+from detkds.training.teacher import TeacherForward
 
 
 @dataclass
@@ -39,83 +32,78 @@ class Clock:
     now: Callable[[], float] = time.perf_counter
 
 
+class TrainingObserver:
+    """Is told what happens in a training, and may stop students at the end of a pass; this one does nothing."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+
+    def step(self, student: StudentTrainer, losses: dict[str, Tensor]) -> None:
+        """A student has taken a step with these losses."""
+
+    def epoch(self, done: int, students: Sequence[StudentTrainer]) -> None:
+        """``done`` passes are over for the students still in training; before the state is saved."""
+
+
 def train(
-    members: Sequence[Member],
-    teacher: Detector | None,
+    students: Sequence[StudentTrainer],
     batches: Callable[[int], Iterable[Batch]],
     config: TrainConfig,
+    teacher: TeacherForward | None = None,
     *,
-    device: torch.device,
-    checkpoint: Path | None = None,
-    rank: int = 0,
-    world: int = 1,
-    ask_teacher: AskTeacher | None = None,
-    rungs: Sequence[int] = (),
-    at_rung: AtRung | None = None,
-    on_step: OnStep | None = None,
-    on_epoch: OnEpoch | None = None,
-    clock: Clock | None = None,
-) -> Clock:
-    """Train all members side by side; one that fails or is stopped is left behind with its reason, the others go on.
+    processes: Processes = ALONE,
+    states: StateFiles | None = None,
+    observer: TrainingObserver | None = None,
+) -> None:
+    """Train all students side by side; one that fails or is stopped is left behind with its reason, the others go on.
 
     The training ends early where none is left.
 
     Args:
-        members: students with their distillers; each may follow another policy.
-        teacher: frozen, in evaluation mode and without gradient throughout; None where no member distils.
+        students: each may follow another policy.
         batches: from the epoch's number to this process's batches; the same number gives the same batches, and every
             process gets equally many.
-        checkpoint: where the state is kept after every epoch, and taken up from where the file exists.
-        rank, world: this process and the number of processes. Process 0 alone writes the checkpoint; where there are
-            others, a failure ends the training, because they would wait for a member that is left behind.
-        ask_teacher: gives the teacher's output for a batch; by default the teacher is run on it.
-        rungs, at_rung: epochs after which ``at_rung`` is called with the rung's index and the members still in
-            training; it measures and may stop them, and must leave them otherwise as they are. One process only.
-        on_step: called with a member and its losses after each of its steps; on_epoch: with the epochs done.
-        clock: takes the time and is returned; by default a new one of wall time.
+        teacher: the frozen teacher's forward pass; None where no student reads it.
+        processes: those that share this training. The first alone writes states; where there are others, a failure
+            ends the training, because they would wait for a student that is left behind.
+        states: where the state is kept after passes, and taken up from.
+        observer: is told of every step and pass.
     """
-    clock = Clock() if clock is None else clock
-    first_epoch = load_state(checkpoint, members) if checkpoint is not None else 0
-    if teacher is not None:
-        teacher.requires_grad_(False)
-    for epoch in range(first_epoch, config.epochs):
-        if not any(member.alive for member in members):
+    observer = observer or TrainingObserver()
+    clock = observer.clock
+    for epoch in range(states.load(students) if states is not None else 0, config.epochs):
+        if not any(student.alive for student in students):
             break
         started = clock.now()
         for index, batch in enumerate(batches(epoch)):
-            batch = batch.to(device)
+            batch = batch.to(students[0].device)
             clock.data += clock.now() - started
-            alive = [member for member in members if member.alive]
+            alive = [student for student in students if student.alive]
             started = clock.now()
             teacher_output = None
-            if teacher is not None and any(member.distils for member in alive):
-                responses = any(member.model.distiller.reads_responses for member in alive)
-                with autocast(device, config.amp):
-                    if ask_teacher is None:
-                        teacher_output = ask(teacher, batch, responses=responses)
-                    else:
-                        teacher_output = ask_teacher(epoch, index, batch, responses)
+            if teacher is not None and any(student.distils for student in alive):
+                responses = any(student.model.distiller.reads_responses for student in alive)
+                with autocast(students[0].device, config.amp):
+                    teacher_output = teacher(epoch, index, batch, responses)
             clock.teacher += clock.now() - started
             started = clock.now()
-            for member in alive:
+            for student in alive:
                 try:
-                    losses = member.train_step(batch, teacher_output)
+                    losses = student.train_step(batch, teacher_output)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:
-                    if world > 1:
+                    if processes.distributed:
                         raise
-                    member.failure = f"{type(error).__name__}: {error}"
+                    student.failure = f"{type(error).__name__}: {error}"
                     continue
-                if on_step is not None:
-                    on_step(member, losses)
+                observer.step(student, losses)
             clock.students += clock.now() - started
             clock.steps += 1
             started = clock.now()
-        if at_rung is not None and epoch + 1 in rungs:
-            at_rung(rungs.index(epoch + 1), [member for member in members if member.alive])
-        if checkpoint is not None and rank == 0:
-            save_state(checkpoint, members, epoch + 1)
-        if on_epoch is not None:
-            on_epoch(epoch + 1)
-    return clock
+        alive = [student for student in students if student.alive]
+        for student in alive:
+            student.end_epoch()
+        observer.epoch(epoch + 1, alive)
+        if states is not None and processes.first:
+            states.save(students, epoch + 1, last=epoch + 1 == config.epochs)

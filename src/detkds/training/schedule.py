@@ -1,4 +1,4 @@
-"""The optimiser and the learning-rate schedule of one training."""
+"""The optimizer and the learning-rate schedule of one training."""
 
 from __future__ import annotations
 

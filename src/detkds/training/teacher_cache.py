@@ -21,7 +21,7 @@ from torch import Tensor
 
 from detkds.detectors.base import Detector
 from detkds.structures import Batch, DetectorOutput
-from detkds.training.ask import ask
+from detkds.training.teacher import teacher_forward
 from detkds.training.batch_files import BatchFiles
 
 _FIELDS = ("features", "logits", "regression", "box_distribution")
@@ -80,7 +80,7 @@ def kept_cost(forward: float, write: float, read: float, populations: int) -> fl
 
 
 class TeacherCache:
-    """Gives the teacher's outputs to the training loop: an :data:`detkds.training.loop.AskTeacher`.
+    """Gives the teacher's outputs to the training loop: an :data:`detkds.training.teacher.TeacherForward`.
 
     The first batch asked for decides: it is computed, written and read, and with P populations expected outputs are
     kept where ``forward + write + (P - 1) read < P forward`` and at least one batch has room. What has no room is
@@ -129,7 +129,7 @@ class TeacherCache:
         cached = self.decision.way == "cached"
         if cached and (output := self._read(epoch, index, batch, whole)) is not None:
             return output
-        output = ask(self.teacher, batch, responses=whole)
+        output = teacher_forward(self.teacher, batch, responses=whole)
         rounded = compact(output)
         if cached:
             self._write(epoch, index, batch, rounded, whole)
@@ -137,7 +137,7 @@ class TeacherCache:
 
     def _decide(self, epoch: int, index: int, batch: Batch, whole: bool) -> Decision:
         device = batch.images.device
-        output, forward = _timed(lambda: ask(self.teacher, batch, responses=whole), device)
+        output, forward = _timed(lambda: teacher_forward(self.teacher, batch, responses=whole), device)
         rounded = compact(output)
         written, write = _timed(lambda: self._write(epoch, index, batch, rounded, whole), device)
         found, read = _timed(lambda: self._read(epoch, index, batch, whole), device)

@@ -14,13 +14,13 @@ from torch import distributed
 
 from detkds.errors import ConfigError
 
-_PATIENCE = timedelta(days=1)
+_TIMEOUT = timedelta(days=1)
 """How long processes wait for the first one, which may have to train the teacher."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and the number of processes; ``device`` is the one it shall use, None for the configured one."""
+    """This process among those that share one training; ``device`` is its own, None for the configured one."""
 
     rank: int = 0
     world: int = 1
@@ -31,18 +31,27 @@ class Processes:
         """Whether this process writes and evaluates."""
         return self.rank == 0
 
+    @property
+    def distributed(self) -> bool:
+        """Whether there are others."""
+        return self.world > 1
+
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.world > 1:
+        if self.distributed:
             distributed.barrier()
 
     def share(self, value: Any) -> Any:
         """The first process's value, in all processes."""
-        if self.world == 1:
+        if not self.distributed:
             return value
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
+
+
+ALONE = Processes()
+"""A training in this process alone."""
 
 
 def process_rank() -> int:
@@ -59,17 +68,17 @@ def joined(device: str | None) -> Iterator[Processes]:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Processes()
+        yield ALONE
         return
     cuda = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
     own = "cpu"
     if cuda:
-        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local >= there:
-            raise ConfigError(f"torchrun: expected at most {there} processes on this machine, one per GPU, got more")
+        local, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= available:
+            raise ConfigError(f"torchrun: expected at most {available} processes on this machine, one per GPU, got more")
         own = f"cuda:{local}"
         torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     try:
         yield Processes(process_rank(), world, own)
     finally:

@@ -1,4 +1,4 @@
-"""One student in training: its distiller, optimiser, schedule and everything needed to go on after a kill."""
+"""One student in training: its distiller, optimizer, schedule and everything needed to go on after a kill."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from detkds.detectors.base import Detector
 from detkds.distiller import Distiller
 from detkds.policy import Policy
 from detkds.structures import Batch, DetectorOutput
-from detkds.training.ask import ask
 from detkds.training.schedule import build_optimizer, lr_factor
+from detkds.training.teacher import teacher_forward
 
 
 class DivergenceError(RuntimeError):
@@ -42,23 +42,25 @@ class DistilledStudent(nn.Module):
         return losses
 
 
-class Member:
-    """One student of a population.
+class StudentTrainer:
+    """Trains one student of a population.
 
     With ``self_taught`` its teacher is the moving average of its own weights (``config.ema``): Mean Teacher, Tarvainen
     and Valpola, NeurIPS 2017.
 
     Attributes:
-        name: what it is called in logs and checkpoints.
+        key: what it is called in states and logs.
         failure: the error that ended its training, or None.
         stopped: why it was stopped early though nothing is wrong with it, or None.
-        rungs: its AP, a fraction, wherever it was measured on the way.
-        steps: optimiser steps taken.
+        rungs: its AP, a fraction, wherever successive halving measured it.
+        curve: one record per pass: the mean of every loss, and the validation AP where it was measured.
+        best: epoch, AP and weights of the best validation AP so far, where ``config.keep`` asks for them.
+        steps: optimizer steps taken.
     """
 
     def __init__(
         self,
-        name: str,
+        key: str,
         student: Detector,
         policy: Policy,
         teacher: Detector | None,
@@ -70,7 +72,7 @@ class Member:
         distributed: bool = False,
         self_taught: bool = False,
     ) -> None:
-        self.name = name
+        self.key = key
         self.config = config
         self.seed = seed
         self.total_steps = total_steps
@@ -79,6 +81,8 @@ class Member:
         self.failure: str | None = None
         self.stopped: str | None = None
         self.rungs: list[float] = []
+        self.curve: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {}
         distiller = Distiller(
             policy,
             student=student,
@@ -98,6 +102,8 @@ class Member:
         if self_taught and self.average is None:
             raise ValueError("a student that teaches itself needs the decay of its moving average, config.ema")
         self.self_taught = self_taught
+        self._losses: dict[str, Tensor] = {}
+        self._counted = 0
 
     @property
     def alive(self) -> bool:
@@ -106,7 +112,7 @@ class Member:
 
     @property
     def distils(self) -> bool:
-        """Whether this member learns from a teacher's output."""
+        """Whether it learns from a teacher's output."""
         return len(self.model.distiller.policy) > 0
 
     @property
@@ -115,9 +121,9 @@ class Member:
         return cast(Detector, self.average.module) if self.average is not None else self.model.student
 
     def train_step(self, batch: Batch, teacher_output: DetectorOutput | None) -> dict[str, Tensor]:
-        """One optimiser step; the losses it was made from, detached. A student that teaches itself asks its average.
+        """One optimizer step; the losses it was made from, detached. A student that teaches itself asks its average.
 
-        Random draws inside the step depend on the seed and the step alone, so that a member is trained alike alone
+        Random draws inside the step depend on the seed and the step alone, so that a student is trained alike alone
         and in company, and after a resume.
 
         Raises:
@@ -131,7 +137,9 @@ class Member:
         with seeded(self.seed * 1_000_003 + self.steps, self.device):
             with autocast(self.device, self.config.amp):
                 if self.self_taught and self.distils:
-                    teacher_output = ask(self.student, batch, responses=self.model.distiller.reads_responses)
+                    teacher_output = teacher_forward(
+                        self.student, batch, responses=self.model.distiller.reads_responses
+                    )
                 losses = self.wrapped(batch, teacher_output)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
             self.scaler.scale(total).backward()
@@ -144,7 +152,29 @@ class Member:
         if self.average is not None:
             self.average.update_parameters(self.model.student)
         self.steps += 1
-        return {name: loss.detach() for name, loss in losses.items()}
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        for name, loss in losses.items():
+            self._losses[name] = self._losses[name] + loss if name in self._losses else loss
+        self._counted += 1
+        return losses
+
+    def end_epoch(self) -> dict[str, float]:
+        """Close a pass: its record in the curve, the mean of every loss over the steps of the pass."""
+        record = {name: loss.item() / max(1, self._counted) for name, loss in self._losses.items()}
+        self.curve.append(record)
+        self._losses, self._counted = {}, 0
+        return record
+
+    def keep_best(self, epoch: int, ap: float) -> None:
+        """Remember the weights where this validation AP is the best so far."""
+        if not self.best or ap > self.best["ap"]:
+            weights = {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
+            self.best = {"epoch": epoch, "ap": ap, "weights": weights}
+
+    def restore_best(self) -> None:
+        """Give the student the weights of its best validation AP, where they were kept."""
+        if self.best:
+            self.student.load_state_dict(self.best["weights"])
 
     def _check_finite(self, losses: Mapping[str, Tensor], total: Tensor, norm: Tensor) -> None:
         """After the backward pass, so that of several processes none waits for the gradients of one that gave up."""
@@ -167,6 +197,8 @@ class Member:
             "failure": self.failure,
             "stopped": self.stopped,
             "rungs": self.rungs,
+            "curve": self.curve,
+            "best": self.best,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,7 +209,8 @@ class Member:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.steps, self.failure = state["steps"], state["failure"]
-        self.stopped, self.rungs = state.get("stopped"), list(state.get("rungs", ()))  # older states have neither
+        self.stopped, self.rungs = state["stopped"], list(state["rungs"])
+        self.curve, self.best = list(state["curve"]), dict(state["best"])
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def share(
     device = device or ("cuda" if gpus else "cpu")
     if device.startswith("cuda"):
         if not gpus:
-            raise SearchError(f"search.evaluator: device {device!r}: expected a GPU in the Ray cluster, got none")
+            raise SearchError(f"executor: device {device!r}: expected a GPU in the Ray cluster, got none")
         workers = workers or gpus
         threads = threads or max(1, sum(cpus) // workers)
         return Share(workers, "cuda", threads, 0, 1 / math.ceil(workers / gpus))
@@ -67,7 +67,7 @@ def share(
     fitting = [each for each in ([threads] if threads else range(1, max(cpus, default=0) + 1)) if room(each) >= workers]
     if not fitting or not workers:
         raise SearchError(
-            f"search.workers: expected {workers or 1} workers with {threads or 1} CPUs each (threads), "
+            f"workers: expected {workers or 1} workers with {threads or 1} CPUs each (threads), "
             f"got a Ray cluster of {len(nodes)} machines with {', '.join(map(str, cpus)) or 'no'} CPUs"
         )
     return Share(workers, device, max(fitting), max(fitting), 0)
