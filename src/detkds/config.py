@@ -340,14 +340,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 def _changes(section: type[Section], before: Any, now: Any, prefix: str) -> Iterator[Change]:
     for name, field in section.model_fields.items():
-        values = [_value(side, name, field.get_default()) for side in (before, now)]
-        if values[0] == values[1]:
+        before_value, now_value = (_value(side, name, field.get_default()) for side in (before, now))
+        if before_value == now_value:
             continue
         inner = _section(field.annotation)
-        if inner is not None and all(isinstance(value, Mapping) for value in values):
-            yield from _changes(inner, *values, f"{prefix}{name}.")
+        if inner is not None and isinstance(before_value, Mapping) and isinstance(now_value, Mapping):
+            yield from _changes(inner, before_value, now_value, f"{prefix}{name}.")
         else:
-            yield Change(prefix + name, *values, effect_of(section, name))
+            yield Change(prefix + name, before_value, now_value, effect_of(section, name))
 
 
 def effect_of(section: type[Section], name: str) -> Effect:

@@ -39,13 +39,13 @@ def compare(
             update = {"final": resolved.final.model_copy(update={"policies": tuple(chosen or resolved.final.policies)})}
             print_plan(resolved.model_copy(update=update), estimate_comparison, as_json)
             return
-        from detkds.cli.progress import Reporter
+        from detkds.cli.progress import showing
         from detkds.cli.tables import print_comparison
-        from detkds.runs.compare_policies import compare_policies, files
+        from detkds.runs.compare import files, run_compare
 
-        with Reporter(stderr()) as reporter:
-            found = compare_policies(resolved, chosen, reporter)
+        with showing(stderr()) as progress:
+            comparison = run_compare(resolved, chosen, progress)
         if as_json:
-            print_json(found)
+            print_json(comparison)
         else:
-            print_comparison(stdout(), found, files(resolved.folder))
+            print_comparison(stdout(), comparison, files(resolved.folder))

@@ -13,9 +13,9 @@ def demo(overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson =
     with answering(resumable=not dry_run):
         from importlib import resources
 
-        from detkds.cli.search import run_search
+        from detkds.cli.search import search_or_plan
         from detkds.runs.plan import load_run
 
         with resources.as_file(resources.files("detkds.runs") / "demo.yaml") as path:
             config = load_run(path, overrides or ())
-        run_search(config, dry_run, as_json)
+        search_or_plan(config, dry_run, as_json)

@@ -37,18 +37,18 @@ def distill(
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training
-            from detkds.runs.single import find_policy
+            from detkds.runs.train import find_policy
 
             wanted = find_policy(resolved, policy)
             print_plan(resolved, lambda plan: estimate_training(plan, "student", wanted), as_json)
             return
-        from detkds.cli.progress import Reporter
+        from detkds.cli.progress import showing
         from detkds.cli.tables import print_single
-        from detkds.runs.single import distill as distil
+        from detkds.runs.train import run_distill
 
-        with Reporter(stderr(quiet=not first)) as reporter:
-            done = distil(resolved, policy, seed, reporter)
-        if not first:
+        with showing(stderr(quiet=not first)) as progress:
+            done = run_distill(resolved, policy, seed, progress)
+        if done is None:
             return
         if as_json:
             print_json({"weights": str(done.weights), "steps": str(done.steps), "metrics": done.metrics})

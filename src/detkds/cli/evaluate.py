@@ -29,10 +29,10 @@ def evaluate(
 ) -> None:
     """Measure COCO average precision of the student or the teacher with the weights of a file."""
     with answering():
+        from detkds.runs.evaluate import run_evaluate
         from detkds.runs.plan import load_run
-        from detkds.runs.single import evaluate as measure
 
-        metrics = measure(load_run(config, overrides or ()), weights, which.value, split.value)
+        metrics = run_evaluate(load_run(config, overrides or ()), weights, which.value, split.value)
         if as_json:
             print_json(metrics)
             return

@@ -34,12 +34,12 @@ def proxy_check(
 
             print_plan(resolved, lambda plan: estimate_proxy_check(plan, policies, seeds), as_json)
             return
-        from detkds.cli.progress import Reporter
+        from detkds.cli.progress import showing
         from detkds.cli.tables import print_proxy_check
-        from detkds.runs.proxy_check import check_proxy
+        from detkds.runs.proxy_check import run_proxy_check
 
-        with Reporter(stderr()) as reporter:
-            check = check_proxy(resolved, policies, seeds, reporter)
+        with showing(stderr()) as progress:
+            check = run_proxy_check(resolved, policies, seeds, progress)
         if as_json:
             print_json(check)
         else:

@@ -18,10 +18,10 @@ def search(config: Config, overrides: Overrides = None, dry_run: DryRun = False,
     with answering(resumable=not dry_run):
         from detkds.runs.plan import load_run
 
-        run_search(load_run(config, overrides or ()), dry_run, as_json)
+        search_or_plan(load_run(config, overrides or ()), dry_run, as_json)
 
 
-def run_search(config: RunConfig, dry_run: bool, as_json: bool) -> None:
+def search_or_plan(config: RunConfig, dry_run: bool, as_json: bool) -> None:
     """Run or plan a search and print what came out."""
     if dry_run:
         from detkds.cli.plan import print_plan
@@ -29,12 +29,12 @@ def run_search(config: RunConfig, dry_run: bool, as_json: bool) -> None:
 
         print_plan(config, estimate, as_json)
         return
-    from detkds.cli.progress import Reporter
+    from detkds.cli.progress import showing
     from detkds.cli.tables import print_results
-    from detkds.runs.pipeline import run
+    from detkds.runs.search import run_search
 
-    with Reporter(stderr()) as reporter:
-        finished = run(config, reporter)
+    with showing(stderr()) as progress:
+        finished = run_search(config, progress)
     if as_json:
         print_json(finished.summary)
     else:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from detkds.runs.single import Single
+    from detkds.runs.train import SingleTraining
 
 _STYLES = {"teacher": "magenta", "searched": "bold green"}
 
@@ -150,7 +150,7 @@ def print_proxy_check(console: Console, check: Mapping[str, Any], folder: Path) 
         console.print(f"[bold]{escape(str(folder / name))}[/bold]  {text}", soft_wrap=True)
 
 
-def print_single(console: Console, done: Single, which: str) -> None:
+def print_single(console: Console, done: SingleTraining, which: str) -> None:
     """The end of one training."""
     console.print(metrics_table(done.metrics, f"{which} on the test images"))
     for path, text in ((done.weights, "its weights"), (done.steps, "the losses of its steps")):

@@ -42,12 +42,12 @@ def train(
 
             print_plan(resolved, lambda plan: estimate_training(plan, which.value), as_json)
             return
-        from detkds.cli.progress import Reporter
+        from detkds.cli.progress import showing
         from detkds.cli.tables import print_single
-        from detkds.runs.single import train_plain
+        from detkds.runs.train import run_train
 
-        with Reporter(stderr()) as reporter:
-            done = train_plain(resolved, which.value, seed, reporter)
+        with showing(stderr()) as progress:
+            done = run_train(resolved, which.value, seed, progress)
         if as_json:
             print_json({"weights": str(done.weights), "steps": str(done.steps), "metrics": done.metrics})
         else:

@@ -16,10 +16,13 @@ RECORD, PICTURE = "proxy_check.json", "proxy_check.png"
 
 def read_check(folder: Path) -> dict[str, Any] | None:
     """What a check of this run found, without its single policies; None where there was none."""
-    path = folder / RECORD
-    if not path.exists():
+    try:
+        check = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return {key: check[key] for key in ("tau", "low", "high", "policies")} | {
+            key: value for key, value in check.items() if key != "points"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: measured again
         return None
-    return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key != "points"}
 
 
 def agreement_line(check: Mapping[str, Any] | None) -> str:

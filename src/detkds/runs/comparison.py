@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from detkds.detectors.weights import save_weights
 from detkds.policy import Policy
-from detkds.runs.folder import append_line, read_lines
-from detkds.runs.plan import Plan
+from detkds.runs.plan import COMPARISON, Plan
 from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, mean_and_spread, paired_difference
-from detkds.runs.weights import absolute_policies
-from detkds.training.loop import OnEpoch
-from detkds.training.population import Candidate, Setting, Trained, train_in_populations
+from detkds.tasks.scheduler import Scheduler
+from detkds.tasks.task import Task, TaskResult
 
 
 @dataclass(frozen=True)
@@ -40,93 +36,40 @@ def contenders(plan: Plan, searched: Sequence[Policy]) -> list[Contender]:
     return plain + hand + found
 
 
-def compare(
-    plan: Plan,
-    folder: Path,
-    entries: Sequence[Contender],
-    *,
-    on_seed: Callable[[int, int], None] | None = None,
-    on_result: Callable[[str, int, float | None], None] | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> list[Row]:
-    """Train every contender once per seed on all training images and measure it on the test images.
-
-    All contenders of a seed share initial weights, batches and augmentation. Finished trainings are kept in
-    ``final.jsonl`` and not repeated; unfinished ones go on at their last epoch. Students lie in ``students/``.
-
-    Args:
-        on_seed: called with a seed and the number of trainings that it still needs.
-        on_result: called with a contender's name, the seed, and its AP, a fraction, or None where it failed.
-        on_epoch: called with the epochs that the trainings under way have done.
-    """
-    setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
-    policies = absolute_policies(plan, setting, [entry.policy for entry in entries])
-    entries = [replace(entry, policy=policy) for entry, policy in zip(entries, policies, strict=True)]
-    ledger = Ledger(folder / "final.jsonl", states=folder / "states", students=folder / "students")
-    seeds = plan.config.final.seeds
-    size = plan.config.proxy.population
-    records = ledger.train(setting, entries, seeds, size, on_seed=on_seed, on_result=on_result, on_epoch=on_epoch)
-    return rows(entries, records, seeds)
-
-
 @dataclass(frozen=True)
-class Ledger:
-    """Finished trainings as JSON lines, so that none is repeated.
+class Comparison:
+    """What a comparison showed: one row per contender, and every training's metrics as plain data."""
 
-    Attributes:
-        path: the file.
-        states: a folder for unfinished trainings, which go on at their last epoch.
-        students: where students are saved; None keeps their numbers only.
+    rows: list[Row]
+    trainings: list[dict[str, Any]]
+
+
+def compare(plan: Plan, scheduler: Scheduler, contenders: Sequence[Contender]) -> Comparison:
+    """Train every contender once per seed at the full budget, measure it on the test images, and sum up.
+
+    All contenders of a seed share initial weights, batches and augmentation.
     """
+    seeds = plan.config.final.seeds
+    scheduler.progress.stage(COMPARISON, len(contenders) * len(seeds))
+    tasks = {
+        (contender.name, seed): comparison_task(plan, contender.policy, seed, contender.name, contender.inherit)
+        for seed in seeds
+        for contender in contenders
+    }
+    results = dict(zip(tasks, scheduler.run(list(tasks.values())), strict=True))
+    trainings = [
+        {"name": name, "seed": seed, "metrics": dict(result.metrics) or None}
+        for (name, seed), result in results.items()
+    ]
+    return Comparison(rows(contenders, results), trainings)
 
-    path: Path
-    states: Path
-    students: Path | None = None
 
-    def train(
-        self,
-        setting: Setting,
-        entries: Sequence[Contender],
-        seeds: Sequence[int],
-        population: int,
-        *,
-        on_seed: Callable[[int, int], None] | None = None,
-        on_result: Callable[[str, int, float | None], None] | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> list[dict[str, Any]]:
-        """Train every contender, weights absolute, once per seed; the records of all. Callbacks as in ``compare``."""
-        keys = {entry.name: entry.policy.key for entry in entries}
-        for seed in seeds:
-            done = {record["name"] for record in self.records(keys) if record["seed"] == seed}
-            missing = [Candidate(e.name, e.policy, e.inherit) for e in entries if e.name not in done]
-            if on_seed is not None:
-                on_seed(seed, len(missing))
-            for trained in train_in_populations(
-                setting, missing, seed=seed, population=population, checkpoints=self.states, on_epoch=on_epoch
-            ):
-                for one in trained:
-                    self._keep(one, seed, keys[one.candidate.name])
-                    if on_result is not None:
-                        on_result(one.candidate.name, seed, one.metrics.ap if one.metrics else None)
-        return self.records(keys)
+def comparison_task(plan: Plan, policy: Policy, seed: int, label: str, inherit: bool = True) -> Task:
+    """A student at the full budget, measured on the test images; its weights are kept.
 
-    def records(self, keys: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The stored results that were made with these policies, by contender's name."""
-        return [record for record in read_lines(self.path) if keys.get(record["name"]) == record["key"]]
-
-    def _keep(self, trained: Trained, seed: int, key: str) -> None:
-        if trained.failure is None and self.students is not None:
-            self.students.mkdir(exist_ok=True)
-            save_weights(trained.student, self.students / f"{slug(trained.candidate.name)}-seed{seed}.safetensors")
-        record = {
-            "name": trained.candidate.name,
-            "seed": seed,
-            "key": key,
-            "metrics": trained.metrics.to_dict() if trained.metrics else None,
-            "failure": trained.failure,
-            "seconds": round(trained.seconds, 2),
-        }
-        append_line(self.path, record)
+    Weights that are ratios to the task's gradient are calibrated once for all seeds.
+    """
+    return Task(COMPARISON, policy, seed, inherit, plan.config.seed, label=label, keep_weights=True)
 
 
 def with_box_ap(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,45 +78,41 @@ def with_box_ap(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {**metrics, "box_ap": boxes["ap"]} if boxes else dict(metrics)
 
 
-def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[Row]:
-    """One row per contender from its stored results; differences are to the plain student it starts from."""
-    by_name: dict[str, dict[int, dict[str, Any]]] = {entry.name: {} for entry in entries}
-    for record in records:
-        if record["seed"] in seeds:
-            by_name[record["name"]][record["seed"]] = record
+def rows(contenders: Sequence[Contender], results: Mapping[tuple[str, int], TaskResult]) -> list[Row]:
+    """One row per contender from its results by name and seed; differences are to the plain student it starts from."""
     aps = {
-        name: {seed: 100 * record["metrics"]["ap"] for seed, record in found.items() if record["metrics"]}
-        for name, found in by_name.items()
+        contender.name: {
+            seed: ap
+            for (name, seed), result in results.items()
+            if name == contender.name and (ap := result.ap) is not None
+        }
+        for contender in contenders
     }
-    plain = [entry.name for entry in entries if entry.kind == "plain"]
-    result = []
-    for entry in entries:
-        found = by_name[entry.name]
-        mean, spread = mean_and_spread(list(aps[entry.name].values()))
-        measured = [with_box_ap(record["metrics"]) for record in found.values() if record["metrics"]]
+    plain = [contender for contender in contenders if contender.kind == "plain"]
+    table = []
+    for contender in contenders:
+        own = {seed: result for (name, seed), result in results.items() if name == contender.name}
+        mean, spread = mean_and_spread(list(aps[contender.name].values()))
+        measured = [with_box_ap(result.metrics) for result in own.values() if result.metrics]
         metrics = {
             key: mean_and_spread([100 * m[key] for m in measured if m.get(key) is not None])[0]
             for key in ("ap50", "ap75", "ap_small", "ap_medium", "ap_large", "box_ap")
             if any(m.get(key) is not None for m in measured)
         }
-        base = plain[-1] if entry.kind != "plain" else plain[0]
-        result.append(
+        base = plain[-1] if contender.kind != "plain" else plain[0]
+        trained = next((result.policy for result in own.values() if result.policy is not None), None)
+        table.append(
             Row(
-                name=entry.name,
-                kind=entry.kind,
-                policy=str(entry.policy),
-                ap=aps[entry.name],
+                name=contender.name,
+                kind=contender.kind,
+                policy=str(contender.policy if trained is None else Policy.from_dict(trained)),
+                ap=aps[contender.name],
                 mean=mean,
                 spread=spread,
                 metrics=metrics,
-                to_plain=None if entry.name == base else paired_difference(aps[entry.name], aps[base]),
-                failures={seed: record["failure"] for seed, record in found.items() if record["failure"]},
-                seconds=mean_and_spread([record["seconds"] for record in found.values()])[0] if found else 0.0,
+                to_plain=None if contender is base else paired_difference(aps[contender.name], aps[base.name]),
+                failures={seed: result.reason for seed, result in own.items() if result.reason},
+                seconds=mean_and_spread([result.seconds for result in own.values()])[0] if own else 0.0,
             )
         )
-    return result
-
-
-def slug(name: str) -> str:
-    """A name that can stand in a file name."""
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-")
+    return table

@@ -7,18 +7,17 @@ validation images, with seeds the search did not use; the best mean is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from detkds.policy import Policy
-from detkds.runs.comparison import Contender, Ledger
-from detkds.runs.plan import Plan
+from detkds.runs.plan import CONFIRMATION, Plan
 from detkds.runs.verdict import mean_and_spread
 from detkds.search.divide_and_conquer import COMBINATION, SearchOutcome
 from detkds.search.result import Record, rank
-from detkds.training.loop import OnEpoch
+from detkds.tasks.scheduler import Scheduler
+from detkds.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -56,63 +55,40 @@ def to_confirm(outcome: SearchOutcome, count: int) -> list[Record]:
     return sorted(chosen, key=ranked.index)
 
 
-def confirm(
-    plan: Plan,
-    folder: Path,
-    outcome: SearchOutcome,
-    *,
-    on_seed: Callable[[int, int], None] | None = None,
-    on_result: Callable[[str, int, float | None], None] | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> list[Confirmed]:
-    """The best candidates, best mean first; at least as many as ``final.top``. Finished trainings are not repeated.
-
-    Callbacks are those of :func:`detkds.runs.comparison.compare`.
-    """
+def confirm(plan: Plan, scheduler: Scheduler, outcome: SearchOutcome) -> list[Confirmed]:
+    """The best candidates, best mean first; at least as many as ``final.top``."""
     search = plan.config.search
     if search.confirm == 0:
         return [Confirmed(record, {}) for record in outcome.finalists]
     records = to_confirm(outcome, max(search.confirm, plan.config.final.top))
-    found = at_full_budget(
-        plan,
-        Ledger(folder / "confirmation.jsonl", states=folder / "states"),
-        {record.place: record.best_policy for record in records},
-        search.confirm_seeds,
-        on_seed=on_seed,
-        on_result=on_result,
-        on_epoch=on_epoch,
-    )
-    confirmed = [Confirmed(record, found[record.place]) for record in records if found[record.place]]
+    scheduler.progress.stage(CONFIRMATION, len(records) * search.confirm_seeds)
+    policies = {record.place: record.best_policy for record in records}
+    aps = at_full_budget(plan, scheduler, policies, search.confirm_seeds)
+    confirmed = [Confirmed(record, aps[record.place]) for record in records if aps[record.place]]
     if not confirmed:
         return [Confirmed(record, {}) for record in outcome.finalists]
-    return sorted(confirmed, key=lambda one: one.mean, reverse=True)
+    return sorted(confirmed, key=lambda candidate: candidate.mean, reverse=True)
 
 
 def at_full_budget(
-    plan: Plan,
-    ledger: Ledger,
-    policies: Mapping[str, Policy],
-    seeds: int,
-    *,
-    on_seed: Callable[[int, int], None] | None = None,
-    on_result: Callable[[str, int, float | None], None] | None = None,
-    on_epoch: OnEpoch | None = None,
+    plan: Plan, scheduler: Scheduler, policies: Mapping[str, Policy], seeds: int
 ) -> dict[str, dict[int, float]]:
     """AP (0-100) by policy's name and seed on the validation images, after the full budget on the proxy's images.
 
-    Failed trainings are left out. Callbacks are those of :func:`detkds.runs.comparison.compare`.
+    Failed trainings are left out.
 
     Args:
         policies: with absolute weights, by name.
         seeds: how many, of those that follow the search's own.
     """
-    setting = plan.setting(plan.proxy_data, plan.validation_data, plan.config.train)
-    entries = [Contender(name, "searched", policy) for name, policy in policies.items()]
     numbers = [plan.config.search.seed + 1 + index for index in range(seeds)]
-    size = plan.config.proxy.population
-    kept = ledger.train(setting, entries, numbers, size, on_seed=on_seed, on_result=on_result, on_epoch=on_epoch)
-    found: dict[str, dict[int, float]] = {name: {} for name in policies}
-    for line in kept:
-        if line["metrics"] and line["seed"] in numbers:
-            found[line["name"]][line["seed"]] = 100 * line["metrics"]["ap"]
-    return found
+    tasks = {
+        (name, seed): Task(CONFIRMATION, policy, seed, label=name)
+        for seed in numbers
+        for name, policy in policies.items()
+    }
+    aps: dict[str, dict[int, float]] = {name: {} for name in policies}
+    for (name, seed), result in zip(tasks, scheduler.run(list(tasks.values())), strict=True):
+        if result.ap is not None:
+            aps[name][seed] = result.ap
+    return aps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,14 +18,15 @@ from detkds.data.loader import evaluation_batches
 from detkds.detectors.base import Detector
 from detkds.evaluation.predict import evaluating
 from detkds.policy import Policy, Term
-from detkds.runs.plan import Plan, absolute
+from detkds.runs.executors import count_workers
+from detkds.runs.plan import COMPARISON, TEACHING, Plan, absolute
 from detkds.runs.preview import confirmations, populations, trainings
 from detkds.search.space import points
 from detkds.structures import Batch
-from detkds.training.ask import ask
 from detkds.training.batch_files import BatchFiles
-from detkds.training.member import Member
-from detkds.training.population import Setting
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import StudentTrainer
+from detkds.training.teacher import teacher_forward
 from detkds.training.teacher_cache import TeacherCache
 
 _BATCHES = 3
@@ -52,33 +53,33 @@ class Speed:
 
 def measure_speed(plan: Plan) -> Speed:
     """Time a few steps; nothing of the run is changed, and what is written goes into a temporary folder."""
-    setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
+    setup = plan.setups[COMPARISON]
     if not plan.teacher_ready:
-        setting = replace(setting, masks=setting.masks or plan.teacher.info.masks)
+        setup = replace(setup, masks=setup.masks or plan.teacher.info.masks)
     began = time.perf_counter()
-    batches = [batch.to(plan.device) for batch in islice(setting.batches(plan.config.seed)(0), _BATCHES)]
+    batches = [batch.to(plan.device) for batch in islice(setup.batches(plan.config.seed)(0), _BATCHES)]
     data = (time.perf_counter() - began) / len(batches)
     student = plan.build_student(plan.config.seed, True)
     every_kind = [term for space in plan.spaces.values() for term in space.policy(next(points(space)))]
-    plain = _member(setting, student, Policy())
-    distilled = _member(setting, plan.build_student(plan.config.seed, True), absolute(Policy(_light(every_kind))))
-    answers = {id(batch): ask(plan.teacher, batch) for batch in batches}
+    plain = _trainer(setup, student, Policy())
+    distilled = _trainer(setup, plan.build_student(plan.config.seed, True), absolute(Policy(_light(every_kind))))
+    outputs = {id(batch): teacher_forward(plan.teacher, batch) for batch in batches}
     step = _timed(lambda batch: plain.train_step(batch, None), batches, plan.device)
-    full = _timed(lambda batch: distilled.train_step(batch, answers[id(batch)]), batches, plan.device)
+    full = _timed(lambda batch: distilled.train_step(batch, outputs[id(batch)]), batches, plan.device)
     alone = plan.config.self_taught  # no teacher is shared: its cost is part of every distilled step
-    forward = 0.0 if alone else _timed(lambda batch: ask(plan.teacher, batch), batches, plan.device)
+    forward = 0.0 if alone else _timed(lambda batch: teacher_forward(plan.teacher, batch), batches, plan.device)
     teacher_step = 0.0
     if not plan.teacher_ready:
-        twin = _scratch_teacher(plan)
-        teacher_step = _timed(lambda batch: twin.train_step(batch, None), batches, plan.device)
+        scratch = _scratch_teacher(plan)
+        teacher_step = _timed(lambda batch: scratch.train_step(batch, None), batches, plan.device)
     return Speed(
         data=data,
         student_step=step,
         distillation=max(0.0, full - step) / max(1, len(every_kind)),
         teacher_forward=forward,
         teacher_step=teacher_step,
-        student_predict=_predict(student, setting),
-        teacher_predict=0.0 if alone else _predict(plan.teacher, setting),
+        student_predict=_predict(student, setup),
+        teacher_predict=0.0 if alone else _predict(plan.teacher, setup),
         teacher_search=0.0 if alone else _search_answer(plan, batches[0]),
     )
 
@@ -102,17 +103,16 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     confirmation = confirmations(plan) * (steps * (speed.student_step + kinds * speed.distillation) + check)
     confirmation += -(-confirmations(plan) // config.proxy.population) * steps * shared
     comparison = _comparison_seconds(plan, speed, plan.settings.finalists)
-    seconds = {"teacher": teacher, "search": search, "confirmation": confirmation, "comparison": comparison}
-    stages = {name: value / 60 for name, value in seconds.items() if value}
-    return {**stages, "total": sum(stages.values())}
+    workers = count_workers(plan)
+    seconds = {"search": search, "confirmation": confirmation, "comparison": comparison}
+    return _minutes({"teacher": teacher} | {name: value / workers for name, value in seconds.items() if value})
 
 
 def estimate_comparison(plan: Plan) -> dict[str, float]:
     """Minutes of a comparison without a search, and ``total``."""
     speed = measure_speed(plan)
-    seconds = {"teacher": _teacher_seconds(plan, speed), "comparison": _comparison_seconds(plan, speed, 0)}
-    stages = {name: value / 60 for name, value in seconds.items()}
-    return {**stages, "total": sum(stages.values())}
+    comparison = _comparison_seconds(plan, speed, 0) / count_workers(plan)
+    return _minutes({"teacher": _teacher_seconds(plan, speed), "comparison": comparison})
 
 
 def _comparison_seconds(plan: Plan, speed: Speed, found: int) -> float:
@@ -137,8 +137,7 @@ def estimate_training(plan: Plan, which: str, policy: Policy | None = None) -> d
         distilling = speed.teacher_forward + len(policy) * speed.distillation if policy else 0.0
         stages["student"] = steps * (speed.data + speed.student_step + distilling)
         stages["student"] += len(plan.test_data) * speed.student_predict
-    stages = {name: seconds / 60 for name, seconds in stages.items()}
-    return {**stages, "total": sum(stages.values())}
+    return _minutes(stages)
 
 
 def _expected(plan: Plan) -> tuple[float, float]:
@@ -158,8 +157,14 @@ def estimate_proxy_check(plan: Plan, policies: int, seeds: int) -> dict[str, flo
         one = steps * (speed.student_step + speed.distillation) + len(plan.validation_data) * speed.student_predict
         return policies * one + groups * steps * (speed.data + speed.teacher_forward)
 
-    seconds = {"teacher": _teacher_seconds(plan, speed), "proxy": trained(plan.proxy_config)}
-    seconds["full budget"] = seeds * trained(plan.config.train)
+    workers = count_workers(plan)
+    full = seeds * trained(plan.config.train) / workers
+    proxy = trained(plan.proxy_config) / workers
+    return _minutes({"teacher": _teacher_seconds(plan, speed), "proxy": proxy, "full budget": full})
+
+
+def _minutes(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Of each stage, and ``total``."""
     stages = {name: value / 60 for name, value in seconds.items()}
     return {**stages, "total": sum(stages.values())}
 
@@ -172,28 +177,25 @@ def _teacher_seconds(plan: Plan, speed: Speed) -> float:
 
 
 def _steps(plan: Plan, config: TrainConfig, data: CocoDataset) -> int:
-    return plan.setting(data, plan.test_data, config).steps(epochs=config.epochs)
+    return plan.setup(data, plan.test_data, config).steps(epochs=config.epochs)
 
 
-def _member(setting: Setting, student: Detector, policy: Policy) -> Member:
-    return Member(
+def _trainer(setup: TrainingSetup, student: Detector, policy: Policy) -> StudentTrainer:
+    return StudentTrainer(
         "estimate",
         student,
         policy,
-        setting.teacher,
-        setting.config,
+        setup.teacher,
+        setup.config,
         1000,
         seed=0,
-        device=setting.device,
-        self_taught=setting.self_taught and len(policy) > 0,
+        device=setup.device,
+        self_taught=setup.self_taught and len(policy) > 0,
     )
 
 
-def _scratch_teacher(plan: Plan) -> Member:
-    assert plan.config.teacher.train is not None
-    twin = deepcopy(plan.teacher).requires_grad_(True)
-    setting = plan.setting(plan.train_data, plan.test_data, plan.config.teacher.train)
-    return _member(setting, twin, Policy())
+def _scratch_teacher(plan: Plan) -> StudentTrainer:
+    return _trainer(plan.setups[TEACHING], deepcopy(plan.teacher).requires_grad_(True), Policy())
 
 
 def _light(terms: Sequence[Term]) -> list[Term]:
@@ -226,16 +228,16 @@ def _search_answer(plan: Plan, batch: Batch) -> float | None:
         return None if answers.decision is None else answers.decision.mean
 
 
-def _predict(detector: Detector, setting: Setting) -> float:
+def _predict(detector: Detector, setup: TrainingSetup) -> float:
     """Seconds to read and evaluate one image."""
-    batches = evaluation_batches(setting.test_data, size=setting.size, batch_size=setting.config.batch_size)
+    batches = evaluation_batches(setup.test_data, size=setup.size, batch_size=setup.config.batch_size)
     with evaluating(detector), torch.inference_mode():
         began = time.perf_counter()
         images = 0
         for batch in islice(batches, 2):
-            detector.predict(batch.to(setting.device))
+            detector.predict(batch.to(setup.device))
             images += len(batch.images)
-        _wait(setting.device)
+        _wait(setup.device)
     return (time.perf_counter() - began) / max(1, images)
 
 

@@ -1,9 +1,8 @@
-"""The run folder: one process at a time, files written whole, results appended as they come."""
+"""The run folder: held by one process, and bound to the configuration and the content that it was begun with."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +13,26 @@ from filelock import FileLock, Timeout
 
 from detkds.config import RunConfig, changes
 from detkds.errors import ConfigError
+from detkds.files import remove_unfinished, write_text
+from detkds.progress import Progress
+
+CONFIG, CONTENT = "config.yaml", "content.json"
+"""What a run was begun with: its configuration, and digests of its images, weights and this package by name."""
 
 
 @contextmanager
-def open_folder(config: RunConfig) -> Iterator[Path]:
-    """Create or take up ``runs/<name>`` and hold it for this process.
+def open_folder(config: RunConfig, content: Mapping[str, str], progress: Progress) -> Iterator[Path]:
+    """Create or take up ``runs/NAME`` and hold it for this process.
+
+    Budgets and what changes no number may differ from those that the run was begun with. What killed processes left
+    half-written is removed.
+
+    Args:
+        content: digests of what lies under the configuration's paths, by the name of the key that says where.
+        progress: told of records that are damaged.
 
     Raises:
-        ConfigError: another process holds it, it cannot be written, or it belongs to another configuration.
+        ConfigError: another process holds it, it cannot be written, or it belongs to another configuration or content.
     """
     folder = config.folder
     try:
@@ -33,61 +44,49 @@ def open_folder(config: RunConfig) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error}") from None
     try:
-        _check_same(config, folder / "config.yaml")
-        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        _check_same(config, content, folder, progress)
+        remove_unfinished(folder)
+        write_text(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(folder / CONTENT, json.dumps(dict(content), indent=1))
         yield folder
+        remove_unfinished(folder)
     finally:
         lock.release()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(path.name + ".part")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-
-
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line and make sure it is on disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(record)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON lines; a line torn by a crash is left out and cut off, so that appending goes on cleanly."""
-    if not path.exists():
-        return []
-    records, good = [], 0
-    data = path.read_bytes()
-    for line in data.splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        records.append(record)
-        good += len(line)
-    if good < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(good)
-    return records
-
-
-def _check_same(config: RunConfig, path: Path) -> None:
-    """Refuse to go on in a folder whose results were made under other settings."""
-    if not path.exists():
-        return
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    changed = [
-        f"{config.folder}: {change.key} was {change.before!r} here, now {change.now!r}"
-        for change in changes(before, config.model_dump(mode="json"))
+def _check_same(config: RunConfig, content: Mapping[str, str], folder: Path, progress: Progress) -> None:
+    """Refuse to go on in a folder whose results were made from something else."""
+    before = _read(folder / CONFIG, progress)
+    faults = [
+        f"{folder}: {change.key} was {change.before!r} when this run began, now it is {change.now!r}"
+        for change in (changes(before, config.model_dump(mode="json")) if before else ())
         if change.effect == "numbers"
     ]
-    if changed:
-        raise ConfigError([*changed, f"{config.folder}: choose another name=, or delete the folder to start over"])
+    known = _read(folder / CONTENT, progress)
+    faults += [
+        f"{folder}: the content of {name} has changed since this run began"
+        for name in sorted(known.keys() | content.keys() if known else ())
+        if known.get(name) != content.get(name)
+    ]
+    if faults:
+        raise ConfigError(
+            [
+                *faults,
+                f"{folder}: its results belong to what it was begun with; give the new run another folder with name=, "
+                "or with --fork NAME, which takes over the teacher and whatever else is still valid",
+            ]
+        )
+
+
+def _read(path: Path, progress: Progress) -> dict[str, Any]:
+    """A mapping as it was written; a damaged one is passed over, because results are bound to content by themselves."""
+    if not path.exists():
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict):
+            return data
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        pass
+    progress.note(f"{path} is damaged; it is written anew, and stored results are used where they fit")
+    return {}

@@ -13,8 +13,8 @@ from detkds.policy import Policy, Term
 from detkds.registry import KNOWLEDGE
 from detkds.runs.pair import describe_pair
 from detkds.structures import Batch, Target
-from detkds.training.ask import ask
-from detkds.training.member import seeded
+from detkds.training.student import seeded
+from detkds.training.teacher import teacher_forward
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def check_pair_step(student: Detector, teacher: Detector, *, side: int = 128, se
     found: dict[str, float] = {}
     try:
         with seeded(seed, torch.device("cpu")):
-            answer = ask(teacher, batch)
+            answer = teacher_forward(teacher, batch)
             output = student.train()(batch)
             losses = distiller.train()(output, answer, batch.targets)
         task = {f"task/{name}": loss for name, loss in output.losses.items()}

@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,14 @@ from detkds.search.divide_and_conquer import check_sampler
 from detkds.search.halving import Halving, check_rungs
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Space, load_spaces
-from detkds.training.member import seeded
-from detkds.training.population import Setting
+from detkds.tasks.content import files_of, setup_digest
+from detkds.training.digests import data_digest
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import seeded
+from detkds.version import __version__
+
+TEACHING, SEARCH, CONFIRMATION, COMPARISON = "teacher", "search", "confirmation", "comparison"
+"""The stages of a run, and the names of what their trainings share."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,28 @@ class Plan:
             student.inherit(self.teacher)
         return student
 
-    def setting(self, train: CocoDataset, test: CocoDataset, config: TrainConfig) -> Setting:
-        """What the candidates of one comparison share."""
-        return Setting(
+    @cached_property
+    def setups(self) -> Mapping[str, TrainingSetup]:
+        """What the trainings of each stage share, by the stage's name."""
+        config = self.config
+        learners = {
+            SEARCH: self.setup(self.proxy_data, self.validation_data, self.proxy_config),
+            CONFIRMATION: self.setup(self.proxy_data, self.validation_data, config.train),
+            COMPARISON: self.setup(self.full_data, self.test_data, config.train),
+        }
+        if config.teacher.train is None or self.teacher_ready:
+            return learners
+        teacher = replace(
+            self.setup(self.train_data, self.test_data, config.teacher.train),
+            teacher=None,
+            build_student=self._build_teacher,
+            masks=self.teacher.info.masks,
+        )
+        return {TEACHING: teacher, **learners}
+
+    def setup(self, train: CocoDataset, test: CocoDataset, config: TrainConfig) -> TrainingSetup:
+        """What the trainings of students on these images share."""
+        return TrainingSetup(
             teacher=self.teacher,
             build_student=self.build_student,
             train_data=train,
@@ -90,20 +115,50 @@ class Plan:
             config=config,
             size=self.config.data.size,
             device=self.device,
+            validation_data=self.validation_data,
             self_taught=self.config.self_taught,
             masks=self.masks,
         )
+
+    def setup_digest(self, name: str) -> str:
+        """Of all that the trainings of a stage are made from; the teacher must have its weights, except for its own."""
+        if name not in self._digests:
+            setup, config = self.setups[name], self.config
+            described = config.teacher if name == TEACHING else config.student
+            rounded = name == SEARCH and config.proxy.cache.mode != "live"
+            self._digests[name] = setup_digest(
+                setup, described, (config.proxy.calibration_batches, config.inherits, rounded)
+            )
+        return self._digests[name]
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {}
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """Digests of what lies under the configuration's paths, and the package's version."""
+        config = self.config
+        named = {"data.train": data_digest(self.train_data), "data.test": data_digest(self.test_data)}
+        for role, described in (("teacher", config.teacher), ("student", config.student)):
+            named |= {f"{role}.{key}": digest for key, digest in files_of(described).items()}
+        return {**named, "detkds": __version__}
+
+    @property
+    def full_data(self) -> CocoDataset:
+        """What the full budget trains on: all training images, but for those that validate it as it goes."""
+        if self.config.train.validate_every is None:
+            return self.train_data
+        held_out = set(self.validation_data.image_ids)
+        return self.train_data.subset(image for image in self.train_data.image_ids if image not in held_out)
+
+    def _build_teacher(self, seed: int, inherit: bool) -> Detector:
+        return make_teacher(self.config.teacher, self.train_data.class_names, seed, self.config.data.size)
 
     @property
     def metric(self) -> str:
         """What a search optimises and tables report: AP of the student's masks, or of its boxes where it has none."""
         return "mask AP" if self.masks else "box AP"
-
-    @property
-    def teacher_epochs(self) -> int:
-        """Epochs the teacher is still to be trained for; 1, its measurement, where it has weights."""
-        train = self.config.teacher.train
-        return train.epochs if train is not None and not self.teacher_ready else 1
 
     @property
     def proxy_config(self) -> TrainConfig:
@@ -154,7 +209,8 @@ def make_plan(config: RunConfig) -> Plan:
     attempt(lambda: Augmentation(**config.train.augmentation.model_dump()))
     settings = attempt(search_settings, config)
     halving = attempt(proxy_halving, config)
-    attempt(check_evaluator, config)
+    attempt(check_executor, config)
+    attempt(check_training, config)
     spaces = attempt(load_spaces, config.search.space, config.search.weighting, config.search.knowledge)
     loaded = {name: attempt(load_policy, name) for name in config.final.policies}
     first = {name: attempt(load_policy, name) for name in config.search.warm_start}
@@ -318,8 +374,21 @@ def proxy_halving(config: RunConfig) -> Halving | None:
     return halving
 
 
-def check_evaluator(config: RunConfig) -> None:
-    """Find out before anything runs whether the evaluator can be had.
+def check_training(config: RunConfig) -> None:
+    """What fields of a training need of one another.
+
+    Raises:
+        ConfigError: listing every fault.
+    """
+    faults = Faults()
+    for name, train in (("train", config.train), ("teacher.train", config.teacher.train)):
+        if train is not None and train.keep == "best" and train.validate_every is None:
+            faults.add(f"{name}.keep: best needs {name}.validate_every, the passes between two measurements")
+    faults.raise_as(ConfigError)
+
+
+def check_executor(config: RunConfig) -> None:
+    """Find out before anything runs whether the executor can be had.
 
     Raises:
         ConfigError: listing every fault.

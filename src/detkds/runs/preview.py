@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from detkds.config import RunConfig
 from detkds.detectors.base import Detector
 from detkds.runs.comparison import contenders
 from detkds.runs.datasets import describe_data
@@ -39,7 +40,7 @@ def preview(plan: Plan) -> dict[str, Any]:
                 "detector": config.teacher.detector,
                 "backbone": config.teacher.backbone,
                 "parameters": _parameters(plan.teacher),
-                "weights": config.teacher.weights or f"trained first, {plan.teacher_epochs} epochs",
+                "weights": config.teacher.weights or _training(config),
             },
             "student": {
                 "detector": config.student.detector,
@@ -112,6 +113,11 @@ def combinations(spaces: Mapping[str, Space]) -> int:
     terms = {name: space.term(next(points(space))) for name, space in spaces.items()}
     weights = sorted({float(weight) for space in spaces.values() for weight in space.genes["weight"]})
     return CombinationSpace(terms, weights).size
+
+
+def _training(config: RunConfig) -> str:
+    train = config.teacher.train
+    return f"trained first, {train.epochs} epochs" if train is not None else "each student's own average"
 
 
 def _parameters(detector: Detector) -> int:

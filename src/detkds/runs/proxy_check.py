@@ -11,25 +11,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detkds.config import RunConfig
+from detkds.files import write_text
+from detkds.progress import Progress
 from detkds.report.agreement import PICTURE, RECORD, agreement_plot
-from detkds.runs.comparison import Ledger
+from detkds.runs.candidates import ProxyEvaluator
 from detkds.runs.confirmation import at_full_budget
 from detkds.runs.datasets import describe_data
-from detkds.runs.evaluators import open_evaluator
-from detkds.runs.folder import open_folder, write_text
-from detkds.runs.listening import Listener, Meter
-from detkds.runs.pipeline import clocked, full_budget_hooks, ready_teacher
 from detkds.runs.plan import Plan, make_plan
+from detkds.runs.session import Session, open_session
 from detkds.search.divide_and_conquer import Event, make_sampler, run_side_by_side, study_seed
 from detkds.search.journal import open_storage
 from detkds.search.result import Record, SearchError, State
 from detkds.search.study import SearchStudy
+from detkds.tasks.scheduler import Scheduler
 
 LEAST = 3
 """Policies without which there is no order to speak of."""
@@ -65,7 +64,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
     return Agreement(tau(np.arange(count)), float(low), float(high))
 
 
-def check_proxy(config: RunConfig, policies: int, seeds: int, listener: Listener) -> dict[str, Any]:
+def run_proxy_check(config: RunConfig, policies: int, seeds: int, progress: Progress) -> dict[str, Any]:
     """Measure ``policies`` random policies with both budgets, and say how far the two orders agree.
 
     What was measured is kept in ``proxy_check`` in the run folder and not measured again; a check of more policies
@@ -82,44 +81,39 @@ def check_proxy(config: RunConfig, policies: int, seeds: int, listener: Listener
         UserError: every fault in the configuration, or fewer than three policies could be measured.
     """
     plan = make_plan(config)
-    with open_folder(config) as folder:
-        ready_teacher(plan, folder, listener)
-        place = folder / "proxy_check"
-        place.mkdir(exist_ok=True)
-        with clocked(folder, "proxy check"):
-            records = _on_the_proxy(plan, folder, place, policies, listener)
+    plan = replace(plan, halving=None)  # the proxy is checked to the end also where the search would stop losing ones
+    with open_session(plan, progress) as session:
+        session.prepare_teacher()
+        with session.scheduler() as scheduler, session.clocked("proxy check"):
+            records = _on_the_proxy(session, scheduler, policies)
             done = [record for record in records if record.state is State.COMPLETE]
-            hooks = full_budget_hooks(plan, listener, "full budget", len(done), seeds)
-            wanted = {record.place: record.best_policy for record in done}
-            full = at_full_budget(plan, Ledger(place / "full.jsonl", folder / "states"), wanted, seeds, **hooks)
+            progress.stage("full budget", len(done) * seeds)
+            full = at_full_budget(plan, scheduler, {record.place: record.best_policy for record in done}, seeds)
         check = _summed_up(plan, records, full, seeds)
-        write_text(folder / RECORD, json.dumps(check, indent=1, allow_nan=False))
-        agreement_plot(check, folder / PICTURE)
+        write_text(session.folder / RECORD, json.dumps(check, indent=1, allow_nan=False))
+        agreement_plot(check, session.folder / PICTURE)
     return check
 
 
-def _on_the_proxy(plan: Plan, folder: Path, place: Path, policies: int, listener: Listener) -> list[Record]:
-    """Random trials of every kind of knowledge, trained to the end also where the search would stop losing ones."""
-    listener.stage("proxy", policies)
-    meter = Meter(listener, plan.proxy_config.epochs, plan.config.proxy.population)
-    storage, seed = open_storage(place), plan.config.search.seed
+def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list[Record]:
+    """Random trials of every kind of knowledge."""
+    plan = session.plan
+    session.progress.stage("proxy", policies)
+    folder = session.folder / "proxy_check"
+    folder.mkdir(exist_ok=True)
+    storage, seed = open_storage(folder), plan.config.search.seed
     each, more = divmod(policies, len(plan.spaces))
     studies = []
     for index, (kind, space) in enumerate(plan.spaces.items()):
         sampler = make_sampler("random", space, study_seed(seed, f"proxy check {kind}"), plan.settings)
         studies.append(SearchStudy(kind, sampler, storage, each + (index < more)))
+    evaluator = ProxyEvaluator(plan, scheduler)
 
     def on_event(event: Event) -> None:
-        record = event.record
         if event.kind == "round":
-            meter.begin(len(event.candidates))
-        elif record is not None:
-            value = f"AP {record.ap:.1f}" if record.ap is not None else f"{record.state}: {record.reason}"
-            meter.result(record.counts, f"{record.place}  {value}  {record.policy}")
+            evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
 
-    listener.advance(sum(study.trained for study in studies))
-    with open_evaluator(replace(plan, halving=None), folder, listener, meter) as evaluator:
-        run_side_by_side(studies, evaluator, on_event)
+    run_side_by_side(studies, evaluator, on_event)
     return [record for study in studies for record in study.records if not record.twin_of]
 
 

@@ -6,10 +6,10 @@ policies take steps in turn on one batch, in one process, from one student, so t
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detkds.files import append_line, read_lines
 from detkds.policy import Policy
-from detkds.runs.folder import append_line, read_lines
 from detkds.runs.plan import absolute
 from detkds.structures import Batch, DetectorOutput
-from detkds.training.ask import ask
-from detkds.training.member import Member, autocast, seeded
-from detkds.training.population import Setting
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import StudentTrainer, autocast, seeded
+from detkds.training.teacher import teacher_forward
 
 WARM_UP, TIMED = 10, 20
 """Rounds of one step each; of fewer rounds the first third warms up."""
@@ -37,7 +37,7 @@ class StepCost:
     """What a training step costs; nothing is known where it failed.
 
     Attributes:
-        seconds: of a whole step, forward, backward and optimiser, with the teacher's forward pass where there is one;
+        seconds: of a whole step, forward, backward and optimizer, with the teacher's forward pass where there is one;
             the median over the rounds.
         ratio: to the plain student's step of the same round; the median over the rounds.
         student_mb: 10^6 bytes of activations that the student's own losses hold for the backward pass.
@@ -56,63 +56,64 @@ class StepCost:
     failure: str | None = None
 
 
-def step_costs(setting: Setting, policies: Sequence[Policy], seed: int, path: Path) -> list[StepCost]:
+def step_costs(setup: TrainingSetup, policies: Sequence[Policy], seed: int, path: Path) -> list[StepCost]:
     """The cost of each policy; what was measured before on this device is read from ``path``.
 
     Policies that are still to be measured are timed beside the plain student anew.
     """
-    device = str(setting.device)
+    device = str(setup.device)
     known: dict[str, StepCost] = {}
     for line in read_lines(path):
-        if line["device"] == device:
-            known.setdefault(line["policy"], StepCost(**line["cost"]))
+        if line.get("device") == device:
+            with contextlib.suppress(KeyError, TypeError):  # of another form: measured again
+                known.setdefault(line["policy"], StepCost(**line["cost"]))
     wanted = {one.key: one for one in map(absolute, policies)}
     if missing := [one for key, one in wanted.items() if key not in known]:
-        for key, cost in measure_costs(setting, missing, seed).items():
+        for key, cost in measure_costs(setup, missing, seed).items():
             if cost.failure is None:  # what failed, for want of memory perhaps, is tried again
                 append_line(path, {"policy": key, "device": device, "cost": asdict(cost)})
             known.setdefault(key, cost)
     return [known[absolute(one).key] for one in policies]
 
 
-def measure_costs(setting: Setting, policies: Sequence[Policy], seed: int) -> dict[str, StepCost]:
+def measure_costs(setup: TrainingSetup, policies: Sequence[Policy], seed: int) -> dict[str, StepCost]:
     """The cost of each policy, weights absolute, and of the plain student, by the policy's key."""
-    batch = next(iter(setting.batches(seed)(0))).to(setting.device)
-    student = setting.build_student(seed, True)
-    config = setting.config.model_copy(update={"lr": _UNMOVED})
-    members = {
-        one.key: Member(
+    batch = next(iter(setup.batches(seed)(0))).to(setup.device)
+    student = setup.build_student(seed, True)
+    config = setup.config.model_copy(update={"lr": _UNMOVED})
+    trainers = {
+        one.key: StudentTrainer(
             one.key,
             student,
             one,
-            setting.teacher,
+            setup.teacher,
             config,
-            max(WARM_UP + TIMED, setting.steps_per_epoch * config.epochs),
+            max(WARM_UP + TIMED, setup.steps_per_epoch * config.epochs),
             seed=seed,
-            device=setting.device,
-            self_taught=setting.self_taught,
+            device=setup.device,
+            self_taught=setup.self_taught,
         )
         for one in (Policy(), *policies)
     }
     held: dict[str, tuple[int, int]] = {}
-    times: dict[str, list[float]] = {key: [] for key in members}
+    times: dict[str, list[float]] = {key: [] for key in trainers}
     failures: dict[str, str] = {}
     began = time.perf_counter()
     for number in range(WARM_UP + TIMED):
         if number >= 4 and time.perf_counter() - began > PATIENCE:
             break
-        for key in (key for key in members if key not in failures):
+        for key in (key for key in trainers if key not in failures):
             try:
                 if number == 0:
-                    held[key] = _held(members[key], setting, batch)
-                times[key].append(_seconds(members[key], setting, batch))
+                    held[key] = _held(trainers[key], setup, batch)
+                times[key].append(_seconds(trainers[key], setup, batch))
             except Exception as error:  # a policy that fails has no cost; the others have
                 failures[key] = f"{type(error).__name__}: {error}"
     counted = {key: own[min(WARM_UP, len(own) // 3) :] for key, own in times.items()}
     plain = counted[Policy().key] if Policy().key not in failures else None
     return {
         key: StepCost(failure=failures[key]) if key in failures else _cost(counted[key], plain, held[key])
-        for key in members
+        for key in trainers
     }
 
 
@@ -122,35 +123,35 @@ def _cost(own: Sequence[float], plain: Sequence[float] | None, held: tuple[int, 
     return StepCost(statistics.median(own), ratio, student_mb, losses_mb, len(own))
 
 
-def _seconds(member: Member, setting: Setting, batch: Batch) -> float:
+def _seconds(student: StudentTrainer, setup: TrainingSetup, batch: Batch) -> float:
     """The time of one whole step."""
-    _wait(setting.device)
+    _wait(setup.device)
     started = time.perf_counter()
-    member.train_step(batch, _answer(member, setting, batch))
-    _wait(setting.device)
+    student.train_step(batch, _teacher_output(student, setup, batch))
+    _wait(setup.device)
     return time.perf_counter() - started
 
 
-def _answer(member: Member, setting: Setting, batch: Batch) -> DetectorOutput | None:
-    """What the frozen teacher says to the batch, where this member asks one."""
-    if not member.distils or setting.self_taught or setting.teacher is None:
+def _teacher_output(student: StudentTrainer, setup: TrainingSetup, batch: Batch) -> DetectorOutput | None:
+    """What the frozen teacher gives for the batch, where it reads one."""
+    if not student.distils or setup.self_taught or setup.teacher is None:
         return None
-    with autocast(setting.device, member.config.amp):
-        return ask(setting.teacher, batch, responses=member.model.distiller.reads_responses)
+    with autocast(setup.device, student.config.amp):
+        return teacher_forward(setup.teacher, batch, responses=student.model.distiller.reads_responses)
 
 
-def _held(member: Member, setting: Setting, batch: Batch) -> tuple[int, int]:
+def _held(student: StudentTrainer, setup: TrainingSetup, batch: Batch) -> tuple[int, int]:
     """Bytes held for the backward pass: by the student's own losses, and by the distillation losses beside them."""
-    model = member.model.train()
+    model = student.model.train()
     fixed = [*model.parameters(), *model.buffers(), batch.images]
-    answer = _answer(member, setting, batch)
-    with seeded(member.seed, setting.device), autocast(setting.device, member.config.amp):
+    answer = _teacher_output(student, setup, batch)
+    with seeded(student.seed, setup.device), autocast(setup.device, student.config.amp):
         with bytes_held(fixed) as by_student:
             output = model.student(batch)
-        if not member.distils:
+        if not student.distils:
             return sum(by_student.values()), 0
         if answer is None:
-            answer = ask(member.student, batch, responses=model.distiller.reads_responses)
+            answer = teacher_forward(student.student, batch, responses=model.distiller.reads_responses)
         with bytes_held([*fixed, *_tensors(output), *_tensors(answer)]) as by_losses:
             kept = model.distiller(output, answer, batch.targets)
     held = sum(size for place, size in by_losses.items() if place not in by_student)
@@ -158,7 +159,7 @@ def _held(member: Member, setting: Setting, batch: Batch) -> tuple[int, int]:
     return sum(by_student.values()), held
 
 
-@contextmanager
+@contextlib.contextmanager
 def bytes_held(without: Sequence[Tensor | nn.Parameter]) -> Iterator[dict[int, int]]:
     """Bytes of every storage that autograd saves inside for the backward pass, by its address.
 

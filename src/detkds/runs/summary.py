@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 import detkds
+from detkds.files import write_text
 from detkds.policy import Policy
 from detkds.runs.comparison import with_box_ap
 from detkds.runs.confirmation import Confirmed
 from detkds.runs.datasets import describe_data
-from detkds.runs.folder import write_text
 from detkds.runs.plan import Plan
 from detkds.runs.verdict import TEACHER, Row, verdict
 from detkds.search.result import Record, State
 
 
-def summarise(
+def summarize(
     plan: Plan,
     teacher: Mapping[str, Any],
     rows: Sequence[Row],

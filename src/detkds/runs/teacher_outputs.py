@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detkds.runs.folder import write_text
-from detkds.runs.listening import Listener
-from detkds.runs.plan import Plan
+from detkds.files import write_text
+from detkds.runs.plan import SEARCH, Plan
 from detkds.runs.preview import populations
 from detkds.training.batch_files import BatchFiles
-from detkds.training.fingerprint import fingerprint
-from detkds.training.population import Setting
+from detkds.training.digests import fingerprint
+from detkds.training.teacher import TeacherForward
 from detkds.training.teacher_cache import Decision, TeacherCache
 
 _RECORD = "teacher_outputs.json"
 
 
 def teacher_outputs(
-    plan: Plan, setting: Setting, folder: Path, listener: Listener, disk_share: float = 1.0
-) -> TeacherCache | None:
-    """What answers for the teacher while the search trains on ``setting``; None: the teacher itself.
+    plan: Plan, folder: Path, note: Callable[[str], None], disk_share: float = 1.0
+) -> dict[str, TeacherForward]:
+    """What gives the teacher's outputs in the search; in other stages, and where nothing is kept, the teacher itself.
 
     Outputs lie in ``folder/teacher``, on this share of the disk granted; they may be deleted at any time.
     """
-    cache = plan.config.proxy.cache
-    if cache.mode == "live":
-        return None
+    cache, setup = plan.config.proxy.cache, plan.setups[SEARCH]
+    if cache.mode == "live" or plan.config.self_taught:
+        return {}
     disk_gb = cache.disk_gb * disk_share
-    name = fingerprint(setting, plan.config.search.seed)
+    name = fingerprint(setup, plan.config.search.seed)
     asked = {"fingerprint": name, "mode": cache.mode, "disk_gb": disk_gb}
     record = _read(folder)
 
     def keep(decision: Decision) -> None:
-        listener.note(str(decision))
+        note(str(decision))
         write_text(folder / _RECORD, json.dumps({"asked": asked, "decision": decision.to_dict()}, indent=1))
 
-    return TeacherCache(
-        plan.teacher,
-        BatchFiles(folder / "teacher", name, int(disk_gb * 1e9), listener.note),
-        batches=setting.steps(epochs=setting.config.epochs),
-        populations=populations(plan),
-        shared=plan.config.proxy.population > 1,
-        mode=cache.mode,
-        decision=Decision(**record["decision"]) if record.get("asked") == asked else None,
-        on_decision=keep,
-    )
+    return {
+        SEARCH: TeacherCache(
+            plan.teacher,
+            BatchFiles(folder / "teacher", name, int(disk_gb * 1e9), note),
+            batches=setup.steps(epochs=setup.config.epochs),
+            populations=populations(plan),
+            shared=plan.config.proxy.population > 1,
+            mode=cache.mode,
+            decision=_decision(record) if record.get("asked") == asked else None,
+            on_decision=keep,
+        )
+    }
 
 
 def describe(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -55,6 +57,17 @@ def describe(plan: Plan, folder: Path) -> dict[str, Any]:
     return {"mode": mode, **({} if mode == "live" else _read(folder).get("decision", {}))}
 
 
+def _decision(record: dict[str, Any]) -> Decision | None:
+    try:
+        return Decision(**record["decision"])
+    except (TypeError, KeyError):
+        return None
+
+
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / _RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """What was decided before; nothing where that is damaged, as it is soon decided again."""
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get("decision", {}), dict) else {}

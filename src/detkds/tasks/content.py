@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,26 @@ from detkds.training.setup import TrainingSetup
 from detkds.version import __version__
 
 
-def setup_digest(setup: TrainingSetup, student: DetectorConfig, calibration_batches: int) -> str:
+def setup_digest(setup: TrainingSetup, described: DetectorConfig, further: object = None) -> str:
     """Of everything that the result of a training depends on beside its task.
 
-    That is images with their annotations, sizes, every field of the training that matters for numbers, the student as
+    That is images with their annotations, sizes, every field of the training that matters for numbers, the detector as
     it is configured with the content of the files it names, the teacher with its weights, and this package's version.
+
+    Args:
+        described: the detector that is trained.
+        further: what else it depends on.
     """
+    images = (setup.train_data, setup.test_data, setup.validation_data if setup.config.validate_every else None)
     return digest_of(
         __version__,
-        [None if data is None else data_digest(data) for data in (setup.train_data, setup.test_data, setup.validation_data)],
+        [None if data is None else data_digest(data) for data in images],
         setup.size,
         numbers_of(setup.config),
-        student_content(student),
+        detector_content(described),
         None if setup.teacher is None else detector_digest(setup.teacher),
-        (setup.self_taught, setup.masks, calibration_batches),
+        (setup.self_taught, setup.masks),
+        further,
     )
 
 
@@ -34,24 +39,25 @@ def numbers_of(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.model_dump(mode="json").items() if name != "workers"}
 
 
-def student_content(student: DetectorConfig) -> dict[str, Any]:
+def detector_content(described: DetectorConfig) -> dict[str, Any]:
     """How a detector is built, with the content of every file it names in place of the path."""
-    described = student.model_dump(mode="json", exclude={"train"})
-    return {name: _with_content(value) for name, value in described.items()}
+    return {**described.model_dump(mode="json", exclude={"train", "weights"}), "files": files_of(described)}
 
 
-def _with_content(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _with_content(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_with_content(inner) for inner in value]
-    return content_of(value) if isinstance(value, str) else value
+def files_of(described: DetectorConfig) -> dict[str, str]:
+    """The digest of every local file that a detector is built from, by the key that names it; addresses as they are."""
+    named = {"weights": described.weights, "backbone_weights": described.backbone_weights}
+    named |= {f"options.{key}": value for key, value in described.options.items()}
+    texts = {key: value for key, value in named.items() if isinstance(value, str)}
+    return {
+        key: file_digest(Path(value)) if _is_file(value) else value
+        for key, value in texts.items()
+        if key == "weights" or _is_file(value)
+    }
 
 
-def content_of(value: str) -> str:
-    """The digest of the file that a text names, or the text itself where it names none."""
+def _is_file(value: str) -> bool:
     try:
-        path = Path(value)
-        return file_digest(path) if path.is_file() else value
+        return Path(value).is_file()
     except (OSError, ValueError):
-        return value
+        return False

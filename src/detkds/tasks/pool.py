@@ -78,9 +78,15 @@ Message = Ready | Fraction | Outcome | Done | Raised | Lost
 class Workers(Protocol):
     """Processes with a trainer each, started, told and heard one by one."""
 
-    seats: Sequence[Seat]
-    needs: str
-    """What one worker needs, in words."""
+    @property
+    def seats(self) -> Sequence[Seat]:
+        """Where workers sit."""
+        ...
+
+    @property
+    def needs(self) -> str:
+        """What one worker needs, in words."""
+        ...
 
     def start(self, number: int) -> None:
         """Start the worker of a seat, in place of one that is there."""
@@ -134,7 +140,9 @@ class PoolExecutor:
         note: told what the user should know.
     """
 
-    def __init__(self, workers: Workers, *, population: int = 8, note: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, workers: Workers, *, population: int = 8, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.workers = workers
         self.population = population
         self._note = note
@@ -269,7 +277,7 @@ class PoolExecutor:
         else:
             [key] = job.tasks
             text = f"its worker died {MAX_LOSSES} times: {reason}"
-            return [Outcome(key, TaskResult(State.FAILED, reason=text, trained=True))]
+            return [Outcome(key, TaskResult(State.FAILED, reason=text), transient=True)]
         return []
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -41,7 +41,9 @@ def local_seats(device: str | None, workers: int | None, threads: int) -> list[S
         resources["GPU"] = 0
     shares = share([resources], None if device == "cuda" else device, workers, threads)
     gpus = int(resources["GPU"])
-    devices = [f"cuda:{number % gpus}" if shares.device == "cuda" else shares.device for number in range(shares.workers)]
+    devices = [
+        f"cuda:{number % gpus}" if shares.device == "cuda" else shares.device for number in range(shares.workers)
+    ]
     return [Seat(number, shares.workers, name, threads) for number, name in enumerate(devices)]
 
 
@@ -79,10 +81,8 @@ class ProcessWorkers:
 
     def send(self, number: int, tasks: Mapping[str, Task]) -> None:
         """As :meth:`detkds.tasks.pool.Workers.send`."""
-        try:
+        with contextlib.suppress(OSError):  # it has just died, which is heard of with the next message
             self._processes[number][1].send(dict(tasks))
-        except OSError:
-            pass  # it has just died, which is heard of with the next message
 
     def receive(self, timeout: float) -> list[tuple[int, Message]]:
         """As :meth:`detkds.tasks.pool.Workers.receive`."""
@@ -145,7 +145,7 @@ def _work(pipe: Connection, build: BuildTrainer, seat: Seat) -> None:
             pipe.send(Raised(_picklable(error)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _without_main() -> Iterator[None]:
     """Keep a process that starts from importing the script that this one runs: not every script guards its calls."""
     main = sys.modules["__main__"]

@@ -72,7 +72,9 @@ class Scheduler:
 
         for outcome in self.executor.run(missing, on_fraction):
             task = missing[outcome.key]
-            result = self.store.put(outcome.key, task, outcome.result, outcome.weights)
+            result = outcome.result
+            if not outcome.transient:
+                result = self.store.put(outcome.key, task, result, outcome.weights)
             results[outcome.key] = result
             self._tell(outcome.key, task, result)
         return results
@@ -85,4 +87,7 @@ class Scheduler:
     def _tell(self, key: str, task: Task, result: TaskResult | None, *, stored: bool = False) -> None:
         assert result is not None
         text = str(task.policy) if result.state is State.COMPLETE else f"{result.state}: {result.reason}"
-        self.progress.finished(key, task.label, result.ap, text, stored=stored)
+        if result.trained:
+            self.progress.finished(key, task.label, result.ap, text, stored=stored)
+        else:
+            self.progress.note(f"{task.label}  {text}")

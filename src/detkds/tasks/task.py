@@ -26,6 +26,7 @@ class Task:
             :meth:`detkds.training.calibrate.TermProbe.refusal`.
         peers: whom it is compared with where losing candidates stop early; None where it is trained to the end.
         group: the policies of all candidates of its call that it is compared with, itself included.
+        world: processes that share the training, each with batches of its own.
         label: what it is called in tables and progress; no part of what it is.
         keep_weights: whether the trained weights are stored; no part of what it is.
     """
@@ -38,6 +39,7 @@ class Task:
     screened: bool = False
     peers: Peers | None = None
     group: tuple[str, ...] = ()
+    world: int = 1
     label: str = ""
     keep_weights: bool = False
 
@@ -54,7 +56,7 @@ class Task:
         """
         calibration = (self.calibration_seed, self.screened) if self.calibrated else None
         peers = None if self.peers is None else (self.group, sorted(self.peers.earlier.items()))
-        return digest_of(setup_digest, self.policy.key, self.seed, self.inherit, calibration, peers)
+        return digest_of(setup_digest, self.policy.key, self.seed, self.inherit, calibration, peers, self.world)
 
 
 @dataclass(frozen=True)

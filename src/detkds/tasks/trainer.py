@@ -31,11 +31,17 @@ OnFraction = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of the task of this key, and its weights as the content of a safetensors file where they are kept."""
+    """The result of the task of this key.
+
+    Attributes:
+        weights: of the student, as the content of a safetensors file, where they are kept.
+        transient: whether another try may end otherwise, so that the result is not stored.
+    """
 
     key: str
     result: TaskResult
     weights: bytes | None = None
+    transient: bool = False
 
 
 class Trainer:
@@ -48,7 +54,7 @@ class Trainer:
         population: how many students train side by side; halved for the rest of a call where memory runs out.
         calibration_batches: on which losses are screened and relative weights measured.
         halving: stops losing candidates early, where tasks have peers.
-        teachers: gives the teacher's outputs in a setup; by default the teacher is run on each batch.
+        teacher_of: from a setup's name to what gives the teacher's outputs there; None: the teacher, run on each batch.
         states: where unfinished trainings are kept, and taken up from.
         processes: those that share each training.
         observer: is told of every step, beside the trainer's own.
@@ -61,7 +67,7 @@ class Trainer:
         population: int = 8,
         calibration_batches: int = 4,
         halving: Halving | None = None,
-        teachers: Mapping[str, TeacherForward] | None = None,
+        teacher_of: Callable[[str], TeacherForward | None] = lambda setup: None,
         states: StateFiles | None = None,
         processes: Processes = ALONE,
         observer: TrainingObserver | None = None,
@@ -70,7 +76,7 @@ class Trainer:
         self.population = population
         self.calibration_batches = calibration_batches
         self.halving = halving
-        self.teachers = teachers or {}
+        self.teacher_of = teacher_of
         self.states = states
         self.processes = processes
         self.observer = observer
@@ -80,7 +86,7 @@ class Trainer:
         """Train tasks, given by their keys, and yield what became of each as it is known."""
         ready: dict[str, Policy] = {}
         for key, task in tasks.items():
-            screened = self._screened(task, tasks.values())
+            screened = self.processes.share(self._screened(task, list(tasks.values())))
             if isinstance(screened, Policy):
                 ready[key] = screened
             else:
@@ -110,7 +116,8 @@ class Trainer:
                 if chunk > 1:
                     population = chunk // 2
                     continue
-                yield Outcome(keys[0], TaskResult(State.FAILED, reason=f"out of memory when trained alone: {error}"))
+                reason = f"out of memory when trained alone: {error}"
+                yield Outcome(keys[0], TaskResult(State.FAILED, reason=reason), transient=True)
             else:
                 for result in results:
                     yield _outcome(result, tasks[result.key], ready[result.key])
@@ -133,14 +140,14 @@ class Trainer:
             setup,
             [StudentSpec(key, ready[key], tasks[key].inherit) for key in keys],
             seed=first.seed,
-            teacher=self.teachers.get(first.setup),
+            teacher=self.teacher_of(first.setup),
             rungs=rungs,
             processes=self.processes,
             states=self.states if rungs is None else None,
             observer=_Fractions(setup.config.epochs, on_fraction, self.observer),
         )
 
-    def _screened(self, task: Task, together: Iterator[Task] | Sequence[Task]) -> Policy | TaskResult:
+    def _screened(self, task: Task, together: Sequence[Task]) -> Policy | TaskResult:
         """The policy with absolute weights, or the result of one that is no use to train or cannot be trained."""
         if not task.calibrated:
             return task.policy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class StateFiles:
         for student in students:
             outdated = self._paths(student.key)
             path = self.folder / f"{student.key}.{epochs}.state"
-            write_whole(path, lambda file, state=student.state_dict(): torch.save(state, file))
+            write_whole(path, partial(torch.save, student.state_dict()))
             for other in outdated:
                 if other != path:
                     other.unlink(missing_ok=True)
@@ -58,7 +59,9 @@ class StateFiles:
         """
         done = {self.epochs(student.key) for student in students}
         if len(done) != 1:
-            raise WeightsError(f"{self.folder}: expected students that have done equally many passes, got {sorted(done)}")
+            raise WeightsError(
+                f"{self.folder}: expected students that have done equally many passes, got {sorted(done)}"
+            )
         [epochs] = done
         for student in students if epochs else ():
             path = self.folder / f"{student.key}.{epochs}.state"

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from detkds.detectors.base import Detector
 from detkds.evaluation.coco_ap import Metrics
@@ -183,5 +182,3 @@ class _Measuring(TrainingObserver):
         stops = rungs.stops(rung, aps)
         for student in students:
             student.stopped = stops.get(student.key)
-
-

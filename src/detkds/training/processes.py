@@ -75,7 +75,9 @@ def joined(device: str | None) -> Iterator[Processes]:
     if cuda:
         local, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= available:
-            raise ConfigError(f"torchrun: expected at most {available} processes on this machine, one per GPU, got more")
+            raise ConfigError(
+                f"torchrun: expected at most {available} processes on this machine, one per GPU, got more"
+            )
         own = f"cuda:{local}"
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from detkds.detectors.base import Detector
 from detkds.structures import Batch, DetectorOutput
-from detkds.training.teacher import teacher_forward
 from detkds.training.batch_files import BatchFiles
+from detkds.training.teacher import teacher_forward
 
 _FIELDS = ("features", "logits", "regression", "box_distribution")
 _HALF_MAX = torch.finfo(torch.float16).max

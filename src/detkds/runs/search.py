@@ -1,0 +1,98 @@
+"""``detkds search``: teacher, search, confirmation, comparison, and the student to ship."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detkds.config import RunConfig
+from detkds.policy import Policy
+from detkds.progress import Progress
+from detkds.report import write_report
+from detkds.report.agreement import read_check
+from detkds.runs.candidates import ProxyEvaluator, relative_policies
+from detkds.runs.comparison import compare, comparison_task, contenders
+from detkds.runs.confirmation import confirm
+from detkds.runs.plan import SEARCH, Plan, make_plan
+from detkds.runs.session import Session, deliver, open_session
+from detkds.runs.summary import summarize, write_summary
+from detkds.runs.teacher_outputs import describe
+from detkds.runs.verdict import SEARCHED, Row
+from detkds.search.divide_and_conquer import Event, SearchOutcome, search
+from detkds.tasks.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves: its folder, the summary, and the pieces the summary was made from."""
+
+    folder: Path
+    plan: Plan
+    summary: dict[str, Any]
+    rows: list[Row]
+    outcome: SearchOutcome
+
+
+def run_search(config: RunConfig, progress: Progress) -> Finished:
+    """Search on the proxy, confirm the best, and compare the chosen with the plain student and hand-designed policies.
+
+    Raises:
+        UserError: every fault in the configuration, before anything is trained.
+    """
+    plan = make_plan(config)
+    with open_session(plan, progress) as session:
+        teacher = session.prepare_teacher()
+        with session.scheduler() as scheduler:
+            with session.clocked("search"):
+                outcome = find_policy(session, scheduler)
+            with session.clocked("confirmation"):
+                confirmed = confirm(plan, scheduler, outcome)
+                progress.note(f"chosen: {confirmed[0].record.place}  {confirmed[0].policy}")
+            chosen = [candidate.policy for candidate in confirmed[: config.final.top]]
+            with session.clocked("comparison"):
+                comparison = compare(plan, scheduler, contenders(plan, chosen))
+            ship(session, scheduler, comparison.rows, chosen)
+        summary = summarize(plan, teacher, comparison.rows, outcome.records, confirmed, session.seconds())
+        summary["teacher_outputs"] = describe(plan, session.folder)
+        summary["proxy_check"] = read_check(session.folder)
+        write_summary(session.folder, summary, outcome.records, chosen[0])
+        write_report(session.folder / "report.html", summary, outcome.records, comparison.trainings)
+    return Finished(session.folder, plan, summary, comparison.rows, outcome)
+
+
+def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
+    """Search on the proxy; the study is kept in the run folder (or in ``search.storage``) and resumed from it."""
+    plan, progress = session.plan, session.progress
+    settings = plan.settings
+    progress.stage(SEARCH, settings.trainings(len(plan.spaces)))
+    for kind, reason in plan.refused.items():
+        progress.note(f"{kind} is not searched: {reason}")
+    evaluator = ProxyEvaluator(plan, scheduler)
+
+    def on_event(event: Event) -> None:
+        record = event.record
+        if event.kind == "round":
+            evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
+        elif event.kind == "study" and record is not None:
+            progress.note(f"best of {event.study}: AP {record.ap:.1f}  {record.best_policy}")
+        elif event.message:
+            progress.note(f"{event.study}: {event.message}")
+
+    begin: Sequence[Policy] = plan.warm_start
+    if plan.config.search.weighting == "gradient":
+        begin = relative_policies(plan, begin)
+    store = plan.config.search.storage or session.folder
+    return search(evaluator, plan.spaces, settings, store, plan.config.search.seed, on_event, begin)
+
+
+def ship(session: Session, scheduler: Scheduler, rows: Sequence[Row], chosen: Sequence[Policy]) -> None:
+    """``student.safetensors``: the student of the chosen policy's first seed that did not fail."""
+    shipped = next(row for row in rows if row.name == SEARCHED)
+    seeds = [seed for seed in session.plan.config.final.seeds if seed in shipped.ap]
+    target = session.folder / "student.safetensors"
+    target.unlink(missing_ok=True)
+    if seeds:
+        task = comparison_task(session.plan, chosen[0], seeds[0], SEARCHED)
+        deliver(scheduler.weights(task), target)
