@@ -266,6 +266,8 @@ class RunConfig(Section):
 
     name: str = speed()
     """The folder's name inside ``runs``."""
+    parent: str | None = speed(None)
+    """Another run in ``runs`` whose results are used wherever they are still valid (``--fork``)."""
     data: DataConfig
     """The images."""
     teacher: DetectorConfig

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, answering, print_json, stderr, stdout
 
 Policies = Annotated[
     list[str] | None,
@@ -18,6 +18,7 @@ def compare(
     config: Config,
     overrides: Overrides = None,
     policy: Policies = None,
+    fork: Fork = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -31,7 +32,7 @@ def compare(
         from detkds.runs.plan import load_run
 
         chosen = policy or []
-        resolved = load_run(config, overrides or ())
+        resolved = load_run(config, overrides or (), fork)
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_comparison

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, Seed, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, Seed, answering, print_json, stderr, stdout
 
 PolicyOption = Annotated[
     str | None,
@@ -19,6 +19,7 @@ def distill(
     overrides: Overrides = None,
     policy: PolicyOption = None,
     seed: Seed = None,
+    fork: Fork = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +34,7 @@ def distill(
     with answering(resumable=not dry_run, quiet=not first):
         from detkds.runs.plan import load_run
 
-        resolved = load_run(config, overrides or ())
+        resolved = load_run(config, overrides or (), fork)
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, answering, print_json, stderr, stdout
 
 Policies = Annotated[int, typer.Option(min=3, help="Random policies, equally many of every kind of knowledge.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Trainings of each policy at the full budget.")]
@@ -17,6 +17,7 @@ def proxy_check(
     overrides: Overrides = None,
     policies: Policies = 20,
     seeds: Seeds = 1,
+    fork: Fork = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,7 +28,7 @@ def proxy_check(
     with answering(resumable=not dry_run):
         from detkds.runs.plan import load_run
 
-        resolved = load_run(config, overrides or ())
+        resolved = load_run(config, overrides or (), fork)
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_proxy_check

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, answering, print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from detkds.config import RunConfig
 
 
-def search(config: Config, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def search(
+    config: Config, overrides: Overrides = None, fork: Fork = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Find the best policy for a pair and data, and compare it with the others at the full budget.
 
     Everything is kept in runs/NAME: run the same command again to go on where it was stopped.
@@ -18,7 +20,7 @@ def search(config: Config, overrides: Overrides = None, dry_run: DryRun = False,
     with answering(resumable=not dry_run):
         from detkds.runs.plan import load_run
 
-        search_or_plan(load_run(config, overrides or ()), dry_run, as_json)
+        search_or_plan(load_run(config, overrides or (), fork), dry_run, as_json)
 
 
 def search_or_plan(config: RunConfig, dry_run: bool, as_json: bool) -> None:

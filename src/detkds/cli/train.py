@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, Seed, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, Seed, answering, print_json, stderr, stdout
 
 
 class Which(StrEnum):
@@ -25,6 +25,7 @@ def train(
     overrides: Overrides = None,
     which: WhichOption = Which.STUDENT,
     seed: Seed = None,
+    fork: Fork = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -35,7 +36,7 @@ def train(
     with answering(resumable=not dry_run):
         from detkds.runs.plan import load_run
 
-        resolved = load_run(config, overrides or ())
+        resolved = load_run(config, overrides or (), fork)
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training
