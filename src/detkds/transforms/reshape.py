@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("reshape")
-@dataclass(frozen=True)
-class Reshape:
+@piece
+class Reshape(Transform):
     """One row per image (``N``), one row of positions per image and channel (``C``), or one per class alone (``K``).
 
     The elements and their weights stay the same, so that only distances over rows notice. A feature map becomes rows
@@ -29,13 +29,10 @@ class Reshape:
              NeurIPS 2022) runs along rows of K.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits", "logits": "logits", "probability": "probability"}
 
     axis: Literal["N", "C", "K"]
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         shape = pair.student.shape
