@@ -21,6 +21,7 @@ from detkds.cli import (
     proxy_check,
     search,
     space,
+    status,
     train,
 )
 
@@ -54,6 +55,7 @@ def detkds(
 
 app.command("demo")(demo.demo)
 app.command("search")(search.search)
+app.command("status")(status.status)
 app.command("proxy-check")(proxy_check.proxy_check)
 app.command("compare")(compare.compare)
 app.command("distill")(distill.distill)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from detkds.cli.common import print_json, stdout
 from detkds.cli.pair import levels_table
-from detkds.cli.progress import minutes
+from detkds.progress import duration_text
 
 if TYPE_CHECKING:
     from detkds.config import RunConfig
@@ -76,8 +76,8 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     console.print(levels_table(pair["levels"]))
     console.print(_knowledge(data["knowledge"]))
     stages = data["minutes"]
-    parts = ", ".join(f"{name} {minutes(60 * value)}" for name, value in stages.items() if name != "total")
-    console.print(f"[bold]about {minutes(60 * stages['total'])}[/bold] from scratch on this machine: {parts}")
+    parts = ", ".join(f"{name} {duration_text(60 * value)}" for name, value in stages.items() if name != "total")
+    console.print(f"[bold]about {duration_text(60 * stages['total'])}[/bold] from scratch on this machine: {parts}")
 
 
 def _knowledge(knowledge: Mapping[str, Any]) -> Table:
