@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -45,6 +45,17 @@ class Difference:
     df: int
     spread: float
 
+    def __neg__(self) -> Difference:
+        """The same the other way round."""
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
+
+    def smallest_gain(self, power: float = 0.8) -> float:
+        """The smallest true difference that an interval of this width tells from 0 with this probability."""
+        if not self.df or not self.spread:
+            return smallest_gain(self.spread, self.n, self.df, power)
+        critical = (self.high - self.low) / 2 / (self.spread / math.sqrt(self.n))
+        return smallest_gain(self.spread, self.n, self.df, power, critical)
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -70,6 +81,10 @@ class Residual:
     df: int
     rows: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+
+    def covers(self, *names: str) -> bool:
+        """Whether it holds for all these rows."""
+        return set(names) <= set(self.rows)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -222,24 +237,25 @@ def dunnett_quantile(count: int, df: int, correlation: float = 0.5) -> float:
     return float(optimize.root_scalar(lambda q: coverage(q) - CONFIDENCE, bracket=(0.0, upper)).root)
 
 
-def smallest_gain(spread: float, n: int, df: int, power: float = 0.8) -> float:
+def smallest_gain(spread: float, n: int, df: int, power: float = 0.8, critical: float | None = None) -> float:
     """The smallest true difference whose 95% interval excludes 0 with this probability; infinite without a spread.
 
     Args:
         spread: standard deviation of a single difference (``Difference.spread``).
         n: seeds.
         df: degrees of freedom of the interval.
+        critical: standard errors in half the interval; Student's t by default.
 
     >>> round(smallest_gain(0.75 * 2**0.5, n=3, df=20), 1)
     1.8
     """
     if df < 1 or not math.isfinite(spread):
         return math.inf
-    critical = float(stats.t.ppf((1 + CONFIDENCE) / 2, df))
+    bound = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) if critical is None else critical
     scales, weights = _scales(df)  # scipy's noncentral t has no values for few degrees of freedom and large shifts
 
     def surplus(shift: float) -> float:
-        found = stats.norm.cdf(shift - critical * scales) + stats.norm.cdf(-shift - critical * scales)
+        found = stats.norm.cdf(shift - bound * scales) + stats.norm.cdf(-shift - bound * scales)
         return float(weights @ found) - power
 
     upper = 1.0

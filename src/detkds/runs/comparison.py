@@ -11,8 +11,9 @@ from detkds.detectors.weights import save_weights
 from detkds.policy import Policy
 from detkds.runs.folder import append_line, read_lines
 from detkds.runs.plan import Plan
-from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, mean_and_spread, paired_difference
+from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, with_differences
 from detkds.runs.weights import absolute_policies
+from detkds.statistics import mean_and_spread
 from detkds.training.loop import OnEpoch
 from detkds.training.population import Candidate, Setting, Trained, train_in_populations
 
@@ -136,7 +137,7 @@ def with_box_ap(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[Row]:
-    """One row per contender from its stored results; differences are to the plain student it starts from."""
+    """One row per contender from its stored results; differences are to the better plain student."""
     by_name: dict[str, dict[int, dict[str, Any]]] = {entry.name: {} for entry in entries}
     for record in records:
         if record["seed"] in seeds:
@@ -145,7 +146,6 @@ def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds:
         name: {seed: 100 * record["metrics"]["ap"] for seed, record in found.items() if record["metrics"]}
         for name, found in by_name.items()
     }
-    plain = [entry.name for entry in entries if entry.kind == "plain"]
     result = []
     for entry in entries:
         found = by_name[entry.name]
@@ -156,7 +156,6 @@ def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds:
             for key in ("ap50", "ap75", "ap_small", "ap_medium", "ap_large", "box_ap")
             if any(m.get(key) is not None for m in measured)
         }
-        base = plain[-1] if entry.kind != "plain" else plain[0]
         result.append(
             Row(
                 name=entry.name,
@@ -166,12 +165,11 @@ def rows(entries: Sequence[Contender], records: Sequence[dict[str, Any]], seeds:
                 mean=mean,
                 spread=spread,
                 metrics=metrics,
-                to_plain=None if entry.name == base else paired_difference(aps[entry.name], aps[base]),
                 failures={seed: record["failure"] for seed, record in found.items() if record["failure"]},
                 seconds=mean_and_spread([record["seconds"] for record in found.values()])[0] if found else 0.0,
             )
         )
-    return result
+    return with_differences(result)
 
 
 def slug(name: str) -> str:
