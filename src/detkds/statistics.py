@@ -47,7 +47,7 @@ class Difference:
 
     def __neg__(self) -> Difference:
         """The same the other way round."""
-        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
+        return replace(self, mean=0.0 - self.mean, low=0.0 - self.high, high=0.0 - self.low)  # never -0.0
 
     def smallest_gain(self, power: float = 0.8) -> float:
         """The smallest true difference that an interval of this width tells from 0 with this probability."""

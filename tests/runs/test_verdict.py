@@ -49,6 +49,16 @@ def test_no_gain_is_said_plainly() -> None:
     assert verdict(rows).startswith("Distillation does not help here: no policy beats the plain student 'plain, inher")
 
 
+def test_a_tie_is_no_gain_and_an_interval_from_zero_is_noise() -> None:
+    tie = verdict([row("plain", "plain", [10, 12]), row("pkd", "hand", [11, 11])])
+    assert tie.startswith("Distillation does not help here")
+    base, same = row("plain", "plain", [1, 1]), row("searched", "searched", [2, 2])
+    assert "'searched' wins" in verdict([base, same])
+    assert "+0.0 against the best hand-designed one, 'pkd' (within noise" in verdict(
+        [base, same, row("pkd", "hand", [2, 2])]
+    )
+
+
 def test_one_seed_is_no_evidence() -> None:
     text = verdict([row("plain", "plain", [10]), row("pkd", "hand", [20])])
     assert "+10.0" in text
