@@ -92,7 +92,8 @@ class ComparisonResult:
         return Leaderboard(records)
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.verdict)}</p>{self.leaderboard()._repr_html_()}<p>{html.escape(str(self.folder))}</p>"
+        verdict, folder = html.escape(self.verdict), html.escape(str(self.folder))
+        return f"<p>{verdict}</p>{self.leaderboard()._repr_html_()}<p>{folder}</p>"
 
 
 @dataclass(frozen=True)
