@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
-    **dict.fromkeys(("registry", "errors", "arguments"), 0),
+    **dict.fromkeys(("registry", "errors", "arguments", "files", "precision"), 0),
     **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config", "config_file"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),

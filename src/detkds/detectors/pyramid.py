@@ -113,8 +113,3 @@ class AnchorGrid:
             if len(self._kept) > 32:
                 self._kept.popitem(last=False)
         return self._kept[key]
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where it came in half precision (under autocast); box arithmetic needs it."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

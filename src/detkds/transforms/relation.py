@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.precision import full_precision
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 _NORM_EPS = 1e-12
 
@@ -82,7 +82,7 @@ def _relative_distances(feature: Tensor) -> Tensor:
 
 def _counted(pair: Pair) -> Pair:
     """Both sides with every position multiplied by the root of its weight, so that products count by the weight."""
-    pair = pair.map(wide)
+    pair = pair.map(full_precision)
     if pair.weight is None:
         return pair
     root = pair.weight.sqrt()

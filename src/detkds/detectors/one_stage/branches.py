@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkds.detectors.pyramid import full_precision
+from detkds.precision import full_precision
 from detkds.structures import Branch
 
 

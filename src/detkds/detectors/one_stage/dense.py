@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from detkds.detectors.base import Detector
 from detkds.detectors.matching import BACKGROUND, Objects, of_one_class
 from detkds.detectors.one_stage.branches import HeadBranches, Tower
-from detkds.detectors.pyramid import AnchorGrid, Pyramid, full_precision
+from detkds.detectors.pyramid import AnchorGrid, Pyramid
+from detkds.precision import full_precision
 from detkds.structures import (
     Batch,
     Branch,

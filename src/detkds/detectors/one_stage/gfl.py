@@ -18,8 +18,9 @@ from detkds.detectors.one_stage.dense import DenseDetector, DenseModel, head_nor
 from detkds.detectors.one_stage.quality_focal import distribution_focal_loss, expected_value, quality_focal_loss
 from detkds.detectors.one_stage.suppression import Suppression
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_whole
-from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, full_precision, one_stage_pyramid
+from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, one_stage_pyramid
 from detkds.errors import ConfigError, Faults
+from detkds.precision import full_precision
 from detkds.registry import DETECTORS
 from detkds.structures import Batch, Branch, Detections, Layout
 

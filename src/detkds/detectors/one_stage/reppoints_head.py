@@ -13,7 +13,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from detkds.detectors.one_stage.dense import head_norm
 from detkds.detectors.one_stage.point_set import PointsToBoxes, scale_gradient
-from detkds.detectors.pyramid import full_precision
+from detkds.precision import full_precision
 
 NUM_POINTS = 9
 """Points of a set: one for each tap of a 3 x 3 kernel."""

@@ -18,7 +18,6 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from detkds.detectors.base import Detector
 from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_whole
-from detkds.detectors.pyramid import full_precision
 from detkds.detectors.transformers.build import BODY, check_config, load_model, new_model, stored_normalisation
 from detkds.detectors.transformers.families import FAMILIES, map_shapes
 from detkds.detectors.transformers.parts import (
@@ -30,6 +29,7 @@ from detkds.detectors.transformers.parts import (
     valid_pixels,
 )
 from detkds.errors import ConfigError, Faults, WeightsError, unknown_name
+from detkds.precision import full_precision
 from detkds.registry import DETECTORS
 from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout, Target
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from detkds.detectors.pyramid import full_precision
 from detkds.errors import ConfigError
+from detkds.precision import full_precision
 from detkds.structures import Target
 
 _LOSS = re.compile(r"^(loss_[a-z]+?)(_aux_\d+|_\d+|_dn_\d+|_enc)?$")

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from detkds.detectors.matching import BACKGROUND, IGNORED, Objects, match_by_iou
-from detkds.detectors.pyramid import TWO_STAGE_STRIDES, AnchorGrid, full_precision
+from detkds.detectors.pyramid import TWO_STAGE_STRIDES, AnchorGrid
 from detkds.detectors.two_stage.sampling import Sampler
+from detkds.precision import full_precision
 from detkds.structures import Target
 
 _FOREGROUND_IOU, _BACKGROUND_IOU, _NMS_IOU = 0.7, 0.3, 0.7

@@ -15,10 +15,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from detkds.detectors.pyramid import TWO_STAGE_STRIDES, full_precision
+from detkds.detectors.pyramid import TWO_STAGE_STRIDES
 from detkds.detectors.two_stage.masks import MaskOptions, crop_masks, mask_loss
 from detkds.detectors.two_stage.region_rows import BACKGROUND, LEFT_OUT, Rows
 from detkds.detectors.two_stage.sampling import Sampler
+from detkds.precision import full_precision
 from detkds.structures import RegionResponse, Target
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
