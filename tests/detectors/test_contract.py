@@ -1,4 +1,4 @@
-"""What every detector built on a body keeps; each registered one that takes a ``backbone`` is put through it."""
+"""What every detector built on a body keeps; each registered one that has ``neck_channels`` is put through it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detkds.errors import UserError
 from detkds.registry import DETECTORS
 from detkds.structures import Batch, DetectorOutput, Target
 
-NAMES = [name for name in DETECTORS if "backbone" in inspect.signature(DETECTORS[name]).parameters]
+NAMES = [name for name in DETECTORS if "neck_channels" in inspect.signature(DETECTORS[name]).parameters]
 Build = Callable[..., Detector]
 _STORED = ("features", "logits", "regression", "box_distribution")
 

@@ -95,6 +95,12 @@ class AnchorGrid:
         self.key = f"{self.points_key} sizes={list(sizes)} ratios={list(ratios)}"
         self._kept: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
 
+    @classmethod
+    def scaled(cls, scales: Sequence[float], ratios: Sequence[float], strides: Sequence[int]) -> AnchorGrid:
+        """Anchors whose sides are ``scales`` times the stride on every level, cut to whole pixels as in torchvision."""
+        sizes = [tuple(max(1, int(scale * stride)) for scale in scales) for stride in strides]
+        return cls(sizes, [tuple(map(float, ratios))] * len(strides), strides)
+
     @property
     def per_cell(self) -> int:
         """Anchors per cell."""

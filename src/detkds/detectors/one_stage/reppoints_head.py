@@ -12,7 +12,7 @@ from torchvision.ops import DeformConv2d
 from torchvision.ops.misc import Conv2dNormActivation
 
 from detkds.detectors.one_stage.dense import head_norm
-from detkds.detectors.one_stage.point_set import PointsToBoxes, scale_gradient
+from detkds.detectors.one_stage.point_set import Conversion, PointsToBoxes, scale_gradient
 from detkds.precision import full_precision
 
 NUM_POINTS = 9
@@ -39,12 +39,12 @@ class RepPointsHead(nn.Module):
         channels: of every level and of the towers.
         classes: foreground classes.
         convs: 3 x 3 convolutions, each with group normalisation, in each tower.
-        conversion: how points become a box; one of :data:`detkds.detectors.one_stage.point_set.CONVERSIONS`.
+        conversion: how points become a box.
     """
 
     taps: Tensor
 
-    def __init__(self, channels: int, classes: int, convs: int, conversion: str) -> None:
+    def __init__(self, channels: int, classes: int, convs: int, conversion: Conversion) -> None:
         super().__init__()
         self.class_tower = _tower(channels, convs)
         self.point_tower = _tower(channels, convs)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
+from detkds.detectors.two_stage.options import TwoStageOptions
 from detkds.detectors.two_stage.region_rows import Rows
 from detkds.detectors.two_stage.regions import (
     DELTA_WEIGHTS,
     POSITIVE_IOU,
     RegionHead,
-    RegionOptions,
     RegionStage,
     Sizes,
 )
@@ -41,7 +41,7 @@ class CascadeHead(RegionHead):
     stage's are those at the boxes it was given.
     """
 
-    def __init__(self, options: RegionOptions) -> None:
+    def __init__(self, options: TwoStageOptions) -> None:
         super().__init__(options)
         self.coder: Any = BoxCoder(DELTA_WEIGHTS)
         stages = []
