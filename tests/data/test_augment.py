@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from detkds.data.augment import Augmentation, Draw, apply, draw, image_generator, stable_seed
-from detkds.errors import ConfigError
+from detkds.config import AugmentationConfig
+from detkds.data.augment import Draw, apply, draw, image_generator, stable_seed
 from detkds.structures import Target
 
-EVERYTHING = Augmentation(flip=0.5, scale=(0.5, 2.0), crop=True, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+EVERYTHING = AugmentationConfig(
+    flip=0.5, scale=(0.5, 2.0), crop=True, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1
+)
 
 
 def _target(*boxes: list[float]) -> Target:
@@ -62,7 +64,7 @@ def test_boxes_and_masks_follow_the_pixels_of_a_rectangle(seed: int) -> None:
     target = _target([float(side) for side in box])
     image = _rectangle(height, width, box)
     target["masks"] = (image[0] > 0)[None].repeat_interleave(2, 1).repeat_interleave(2, 2)
-    how = draw(image_generator(seed, 0, 0), Augmentation(flip=0.5, scale=(0.6, 1.8), crop=bool(seed % 3)))
+    how = draw(image_generator(seed, 0, 0), AugmentationConfig(flip=0.5, scale=(0.6, 1.8), crop=bool(seed % 3)))
     moved, target = apply(image, target, how, (96, round(96 * width / height)))
     assert moved.shape[1:] == target["masks"].shape[1:]
     if len(target["boxes"]):
@@ -133,7 +135,7 @@ def test_drawing_leaves_the_global_generators_alone() -> None:
 
 def test_switching_one_amount_off_leaves_the_others() -> None:
     full = draw(image_generator(3, 1, 2), EVERYTHING)
-    less = draw(image_generator(3, 1, 2), dataclasses.replace(EVERYTHING, brightness=0.0))
+    less = draw(image_generator(3, 1, 2), EVERYTHING.model_copy(update={"brightness": 0.0}))
     assert dataclasses.replace(full, brightness=1.0) == less
 
 
@@ -149,9 +151,3 @@ def test_draws_lie_in_their_ranges_and_fill_them() -> None:
 def test_a_draw_round_trips_through_json() -> None:
     how = draw(image_generator(3, 1, 2), EVERYTHING)
     assert Draw(**json.loads(json.dumps(dataclasses.asdict(how)))) == how
-
-
-def test_bad_amounts_are_all_named() -> None:
-    with pytest.raises(ConfigError) as caught:
-        Augmentation(flip=2, hue=0.6, scale=(1.5, 1.0), contrast=float("nan"))
-    assert [line.split(":")[1].strip() for line in caught.value.faults] == ["flip", "contrast", "hue", "scale"]

@@ -81,13 +81,8 @@ class CocoDataset:
         """Image records by id."""
         return {record.id: record for record in self.images}
 
-    @cached_property
-    def has_masks(self) -> bool:
-        """Whether every object and crowd region has a segmentation that can be drawn, as far as its form shows."""
-        return not self._without_masks
-
     def require_masks(self, why: str) -> None:
-        """Return quietly where :attr:`has_masks`.
+        """Return quietly where every object and crowd region has a mask that can be drawn, as far as its form shows.
 
         Raises:
             DataError: naming the annotations without a segmentation, and ``why`` they need one.

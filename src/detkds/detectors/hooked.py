@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import Tensor, nn
 
 from detkds.detectors.backbones import IMAGENET_MEAN, IMAGENET_STD
-from detkds.detectors.base import Detector
+from detkds.detectors.base import Detector, evaluating
 from detkds.detectors.hooks import Tap, parse_tap, run_and_read
 from detkds.detectors.options import Count, Options, with_options_of
 from detkds.errors import ConfigError, Faults, unknown_name
@@ -189,10 +189,12 @@ class Hooked(Detector):
         """The taps with their channels, from one pass over an empty image that leaves no trace in the model."""
         device = self.mean.device
         image = torch.zeros(1, 3, size, size, device=device)
-        modes = [(part, part.training) for part in self.modules()]
-        self.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with (
+                evaluating(self),
+                torch.no_grad(),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            ):
                 _, maps = self._run(Batch(image, torch.tensor([[size, size]], device=device), (0,)))
         except ConfigError as error:
             raise ConfigError(f"hooked: {fault}" for fault in error.faults) from None
@@ -202,9 +204,6 @@ class Hooked(Detector):
                 f"hooked: model: cannot be run on one image of {size} x {size} pixels ({reason}); "
                 "give another probe_size, or the channels of every level, so that it need not be run"
             ) from error
-        finally:
-            for part, training in modes:
-                part.training = training
         faults = Faults("hooked")
         for tap in self.taps:
             cells = maps[tap.level].shape[-1]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from detkds.detectors.base import Detector
 from detkds.errors import WeightsError
+from detkds.files import write_whole
 
 _NESTS = ("state_dict", "model_state_dict", "model", "ema", "module")
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
@@ -110,17 +109,10 @@ def save_weights(detector: Detector, path: str | Path) -> None:
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in detector.home_state_dict().items()
     }
     facts = {"detector": _title(detector), "class_names": json.dumps(detector.class_names), "format": "pt"}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, facts))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, lambda file: file.write(safetensors.torch.save(tensors, facts)))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise WeightsError(f"weights: {path} cannot be written: {error}") from error
 
 
