@@ -78,15 +78,15 @@ def test_boxes_and_masks_follow_the_pixels_of_a_rectangle(seed: int) -> None:
 
 
 def test_slivers_and_specks_go_with_their_labels_and_masks() -> None:
-    """The window is x 0..20. A quarter left stays, less goes; 1.9 enlarged pixels go; crowds only need any area."""
+    """The window is x 0..20. A quarter left stays, less goes; 2 enlarged pixels stay, 1.9 go; crowds need any area."""
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
-    target = _target([15, 0, 35, 10], [16, 0, 36, 10], [2, 2, 2.95, 9], [4, 4, 8, 8])
+    target = _target([15, 0, 35, 10], [16, 0, 36, 10], [2, 2, 2.95, 9], [4, 4, 8, 8], [2, 2, 3, 9])
     target["crowd_boxes"] = torch.tensor([[19.0, 0, 39, 10], [25.0, 0, 39, 10]])
-    target["masks"] = torch.zeros(4, 40, 40, dtype=torch.bool)
+    target["masks"] = torch.zeros(5, 40, 40, dtype=torch.bool)
     target["masks"][3, 4:8, 4:8] = True
     _, moved = apply(image, target, Draw(scale=2.0, crop=True), (40, 40))
-    assert moved["labels"].tolist() == [0, 3]
-    assert moved["boxes"].tolist() == [[30, 0, 40, 20], [8, 8, 16, 16]]
+    assert moved["labels"].tolist() == [0, 3, 4]
+    assert moved["boxes"].tolist() == [[30, 0, 40, 20], [8, 8, 16, 16], [4, 4, 6, 18]]
     assert moved["crowd_boxes"].tolist() == [[38, 0, 40, 20]]
     assert _extent(moved["masks"][1]) == [8, 8, 16, 16]
 
@@ -106,7 +106,7 @@ def test_brightness_by_hand() -> None:
 
 
 @pytest.mark.parametrize("change", [{"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.2}, {"brightness": 0.5}])
-def test_each_colour_change_changes_pixels_within_range(change: dict[str, float]) -> None:
+def test_each_color_change_changes_pixels_within_range(change: dict[str, float]) -> None:
     image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     moved, _ = apply(image, _target(), Draw(**change), (20, 30))  # type: ignore[arg-type]
     assert not torch.allclose(moved, image / 255, atol=0.02)

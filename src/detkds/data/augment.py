@@ -1,4 +1,4 @@
-"""Random flips, large-scale jitter and colour jitter as plain numbers, applied with one resampling.
+"""Random flips, large-scale jitter and color jitter as plain numbers, applied with one resampling.
 
 A :class:`Draw` is drawn from a generator that depends on (seed, epoch, image, occurrence) alone, so every candidate of
 a search, every worker and every order of use sees the same pictures.
@@ -138,8 +138,8 @@ def _clip(boxes: Tensor, height: int, width: int) -> Tensor:
 
 def _nearest(cells: int, size: int, start: int, length: int, out: int) -> Tensor:
     """For each of ``out`` pixels over ``[start, start + length)`` of ``size``, the nearest of ``cells`` mask cells."""
-    centres = (torch.arange(out, dtype=torch.float64) + 0.5) * (length / out) + start
-    return (centres * (cells / size)).long().clamp_(0, cells - 1)
+    centers = (torch.arange(out, dtype=torch.float64) + 0.5) * (length / out) + start
+    return (centers * (cells / size)).long().clamp_(0, cells - 1)
 
 
 def _recolor(image: Tensor, draw: Draw) -> Tensor:

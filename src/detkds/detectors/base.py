@@ -53,7 +53,7 @@ class Detector(nn.Module, ABC):
         """The detector itself, where this one only changes what it is given."""
         return self
 
-    def normalise(self, batch: Batch) -> Tensor:
+    def normalize(self, batch: Batch) -> Tensor:
         """The batch's images with this detector's own mean and deviation; padding stays exactly 0."""
         images = (batch.images - self.mean) / self.std
         rows = torch.arange(images.shape[-2], device=images.device)

@@ -159,10 +159,12 @@ class Hooked(Detector):
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
         raw, _ = self._run(batch)
-        found = list(self._call("predictions", batch, raw))
-        if len(found) != len(batch.images) or not all(isinstance(one, Detections) for one in found):
-            raise ConfigError(f"hooked: predictions: expected {len(batch.images)} Detections, got {len(found)} results")
-        return found
+        results = list(self._call("predictions", batch, raw))
+        if len(results) != len(batch.images) or not all(isinstance(result, Detections) for result in results):
+            raise ConfigError(
+                f"hooked: predictions: expected {len(batch.images)} Detections, got {len(results)} results"
+            )
+        return results
 
     def home_state_dict(self) -> dict[str, Tensor]:
         """The live weights under the model's own names."""
@@ -174,7 +176,7 @@ class Hooked(Detector):
 
     def _run(self, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         prepare = self.functions["inputs"]
-        asked = self.normalise(batch) if prepare is None else prepare(batch)
+        asked = self.normalize(batch) if prepare is None else prepare(batch)
         if isinstance(asked, Mapping):
             return run_and_read(self.model, self.taps, (), asked)
         return run_and_read(self.model, self.taps, asked if isinstance(asked, tuple) else (asked,), {})

@@ -75,7 +75,7 @@ class AnchorGrid:
     """The anchors of a pyramid's levels, kept for each grid size met.
 
     torchvision infers a level's stride from the sizes of image and map, which is off where they do not divide;
-    here the true strides are used. As in torchvision, cell ``(i, j)`` is centred at ``(i, j) * stride``.
+    here the true strides are used. As in torchvision, cell ``(i, j)`` is centerd at ``(i, j) * stride``.
 
     Args:
         sizes, ratios: of each level: side lengths in pixels (square root of the area) and heights over widths.

@@ -82,7 +82,7 @@ class DenseDetector(Detector):
     of all its parameters: ``backbone``, a :class:`Pyramid`, and ``head``, which maps the list of levels to rows
     ``(N, M, ...)`` of all levels in turn, cell by cell and anchor by anchor, ``cls_logits (N, M, K)`` and
     ``bbox_regression (N, M, 4)`` among them and, where sides are predicted as distributions, their logits
-    ``bbox_distribution (N, M, 4 bins)``. Images are normalised and resized elsewhere.
+    ``bbox_distribution (N, M, 4 bins)``. Images are normalized and resized elsewhere.
 
     Attributes:
         regions: the names of the regions that an output can mark.
@@ -148,7 +148,7 @@ class DenseDetector(Detector):
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """One pass; see :meth:`Detector.forward`. Losses are given in training mode, where there are targets."""
-        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        features: dict[str, Tensor] = self.model.backbone(self.normalize(batch))
         output = DetectorOutput(features, batch.image_sizes, self.info.layout)
         if not (self.training or self.responses):
             return output
@@ -176,7 +176,7 @@ class DenseDetector(Detector):
 
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
-        heads, anchors = self._heads(self.model.backbone(self.normalise(batch)))
+        heads, anchors = self._heads(self.model.backbone(self.normalize(batch)))
         return self.select(heads, anchors, [(height, width) for height, width in batch.image_sizes.tolist()])
 
     def restore(self, output: DetectorOutput) -> DetectorOutput:
@@ -242,9 +242,9 @@ class DenseDetector(Detector):
 
 
 def head_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with the most groups, up to 32, of two channels at least (Wu and He 2018).
+    """Group normalization with the most groups, up to 32, of two channels at least (Wu and He 2018).
 
-    A group of one channel would be a single number on a map of one cell, with nothing to normalise by.
+    A group of one channel would be a single number on a map of one cell, with nothing to normalize by.
     """
     return nn.GroupNorm(max((n for n in range(1, 33) if channels % n == 0 and n < channels), default=1), channels)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models import detection
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
-from detkds.detectors.matching import IGNORED, Objects, match_by_centre
+from detkds.detectors.matching import IGNORED, Objects, match_by_center
 from detkds.detectors.one_stage.branches import Tower, without_convs
 from detkds.detectors.one_stage.dense import DenseDetector, DenseOptions, head_norm, select_as_torchvision
 from detkds.detectors.options import Positive, with_options_of
@@ -31,7 +31,7 @@ class FCOSOptions(DenseOptions):
 
 @DETECTORS.register("fcos")
 class FCOS(DenseDetector):
-    """FCOS: one point per cell, distances to four sides, centreness (Tian et al. 2019, arXiv 1904.01355).
+    """FCOS: one point per cell, distances to four sides, centerness (Tian et al. 2019, arXiv 1904.01355).
 
     Responses are raw class logits and the distances ``(left, top, right, bottom)`` from the point to the sides,
     after the head's ReLU and in strides: a box is ``point -+ stride * sides``. As in torchvision the point of cell
@@ -62,7 +62,7 @@ class FCOS(DenseDetector):
         super().__init__(given, body, model, grid, regression="sides")
 
     def tower(self, head: Any, branch: Branch) -> Tower:
-        """See :meth:`DenseDetector.tower`; the centreness is left out."""
+        """See :meth:`DenseDetector.tower`; the centerness is left out."""
         part = head.classification_head if branch == "classification" else head.regression_head
         layers = list(part.conv)
         blocks = [layers[start : start + 3] for start in range(0, len(layers), 3)]
@@ -75,9 +75,9 @@ class FCOS(DenseDetector):
         return self.model.box_coder.decode(regression, anchors)
 
     def match(self, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
-        """By the centre and the size of objects; see :func:`match_by_centre`."""
+        """By the center and the size of objects; see :func:`match_by_center`."""
         radius = self.model.center_sampling_radius
-        return match_by_centre(torch.cat(anchors), objects, radius, len(anchors[0]), len(anchors[-1]))
+        return match_by_center(torch.cat(anchors), objects, radius, len(anchors[0]), len(anchors[-1]))
 
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """torchvision's losses over all positive points of the batch; points in crowd regions are left out."""

@@ -73,7 +73,7 @@ class GFL(DenseDetector):
         """See :meth:`DenseDetector.tower`."""
         if branch == "classification":
             return Tower(list(head.classification), lambda maps, _: head.classify(maps))
-        return Tower(list(head.regression), head.localise)
+        return Tower(list(head.regression), head.localize)
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Move the four sides ``(..., M, 4)`` away from the points of ``anchors (M, 4)``."""
@@ -144,15 +144,15 @@ class GFLHead(nn.Module):
     def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
         """Rows of all levels, from maps ``(N, C, H, W)``."""
         classes = self.classify([self.classification(level) for level in levels])
-        return classes | self.localise([self.regression(level) for level in levels], range(len(levels)))
+        return classes | self.localize([self.regression(level) for level in levels], range(len(levels)))
 
     def classify(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
         """Rows of logits, from the last maps of the branch."""
-        return {"cls_logits": _rows([self.cls_logits(one) for one in maps])}
+        return {"cls_logits": _rows([self.cls_logits(level) for level in maps])}
 
-    def localise(self, maps: Sequence[Tensor], places: Sequence[int]) -> dict[str, Tensor]:
+    def localize(self, maps: Sequence[Tensor], places: Sequence[int]) -> dict[str, Tensor]:
         """Rows of distributions and their expected values, from the last maps of the branch on these levels."""
-        sides = [self.scales[place] * self.bbox_distribution(one) for place, one in zip(places, maps, strict=True)]
+        sides = [self.scales[place] * self.bbox_distribution(level) for place, level in zip(places, maps, strict=True)]
         distribution = full_precision(_rows(sides))
         return {
             "bbox_distribution": distribution,
@@ -165,11 +165,11 @@ def _branch(channels: int, convs: int) -> nn.Sequential:
 
 
 def _rows(maps: list[Tensor]) -> Tensor:
-    return torch.cat([one.permute(0, 2, 3, 1).flatten(1, 2) for one in maps], dim=1)
+    return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1)
 
 
 def _points(anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres ``(M, 2)`` and strides ``(M, 1)``."""
+    """Centers ``(M, 2)`` and strides ``(M, 1)``."""
     return (anchors[:, :2] + anchors[:, 2:]) / 2, (anchors[:, 2:3] - anchors[:, :1]) / _ANCHOR_SCALE
 
 

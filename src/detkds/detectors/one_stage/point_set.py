@@ -33,9 +33,9 @@ def moment_boxes(points: Tensor, transfer: Tensor) -> Tensor:
     ``transfer (2,)`` is of width and height; the deviation is the unbiased one. The gradient is finite where all
     points of a set are equal.
     """
-    centre = points.mean(-2)
+    center = points.mean(-2)
     half = points.std(-2) * transfer.exp()
-    return torch.cat((centre - half, centre + half), dim=-1)
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 class PointsToBoxes(nn.Module):

@@ -47,7 +47,7 @@ class RepPoints(DenseDetector):
     ``bbox_refined`` (smooth L1), weighted 0.5 and 1; each is summed over the positives of the batch and divided by
     their number, at least 1 per image.
 
-    Positive in the initial stage is the cell nearest to an object's centre on the level of its size; for refinement
+    Positive in the initial stage is the cell nearest to an object's center on the level of its size; for refinement
     and classes the cells are positive whose initial box has enough IoU, and the best of every object. Differs: such a
     best box takes the object of its own highest IoU (as in torchvision), not the last that it is best of, and only
     above IoU 0.

@@ -38,7 +38,7 @@ class RepPointsHead(nn.Module):
     Args:
         channels: of every level and of the towers.
         classes: foreground classes.
-        convs: 3 x 3 convolutions, each with group normalisation, in each tower.
+        convs: 3 x 3 convolutions, each with group normalization, in each tower.
         conversion: how points become a box.
     """
 
@@ -76,7 +76,7 @@ class RepPointsHead(nn.Module):
         """
         outputs = [self._level(level) for level in levels]
         logits, initial, refined = (
-            torch.cat([full_precision(one).flatten(2).transpose(-1, -2) for one in group], dim=1)
+            torch.cat([full_precision(rows).flatten(2).transpose(-1, -2) for rows in group], dim=1)
             for group in zip(*outputs, strict=True)
         )
         return {
@@ -100,7 +100,7 @@ class RepPointsHead(nn.Module):
 
 
 def kernel_taps() -> Tensor:
-    """Where the taps of a 3 x 3 kernel lie around its centre: ``(1, 18, 1, 1)``, y before x for each tap in turn."""
+    """Where the taps of a 3 x 3 kernel lie around its center: ``(1, 18, 1, 1)``, y before x for each tap in turn."""
     side = torch.arange(-1.0, 2.0)
     return torch.cartesian_prod(side, side).view(1, 2 * NUM_POINTS, 1, 1)
 

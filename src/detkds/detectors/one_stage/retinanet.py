@@ -111,7 +111,7 @@ class RetinaNet(DenseDetector):
 
 
 def build_head(channels: int, anchors: int, classes: int, convs: int, norm: str) -> RetinaNetHead:
-    """torchvision's head with any number of convolutions in each branch, initialised alike."""
+    """torchvision's head with any number of convolutions in each branch, initialized alike."""
     norm_layer = head_norm if norm == "group" else None
     head = RetinaNetHead(channels, anchors, classes, norm_layer=norm_layer)
     for branch in (head.classification_head, head.regression_head):

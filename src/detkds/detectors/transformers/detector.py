@@ -18,7 +18,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from detkds.detectors.base import Detector
 from detkds.detectors.options import Count, Fraction, Options, with_options_of
-from detkds.detectors.transformers.build import BODY, check_config, load_model, new_model, stored_normalisation
+from detkds.detectors.transformers.build import BODY, check_config, load_model, new_model, stored_normalization
 from detkds.detectors.transformers.families import FAMILIES, map_shapes
 from detkds.detectors.transformers.parts import (
     gather_losses,
@@ -101,8 +101,8 @@ class TransformersDetector(Detector):
     before, ``..._denoising`` and ``..._encoder``. Queries that exist for training alone (denoising, groups) are not
     among the responses. Crowd regions have no meaning to these losses: they count as background.
 
-    ``regression`` holds logits of the centre, width and height of a box as fractions of the valid image, and
-    ``boxes`` what they decode to, so that a box never leaves the image by its centre nor exceeds it by its size.
+    ``regression`` holds logits of the center, width and height of a box as fractions of the valid image, and
+    ``boxes`` what they decode to, so that a box never leaves the image by its center nor exceeds it by its size.
 
     A batch is padded to the sides the model needs. A model that is told of padding gives boxes as fractions of the
     valid image; the RT-DETR line is not, so that padding is part of the picture to it: give it images of one size.
@@ -120,17 +120,17 @@ class TransformersDetector(Detector):
         facts, names, config = FAMILIES[family], options.class_names, options.config
         pretrained, size = options.pretrained, options.size
         frozen = pretrained is not None if options.frozen_body is None else options.frozen_body
-        normalisation = facts.mean, facts.std
+        normalization = facts.mean, facts.std
         if pretrained is not None:
             model = load_model(facts, names, config, pretrained, options.new_head, frozen)
-            normalisation = stored_normalisation(pretrained) or normalisation
+            normalization = stored_normalization(pretrained) or normalization
         else:
             backbone = options.backbone
             if size == "nano" and facts.body is not None and "backbone_config" not in config:
                 backbone = backbone or "narrow16"
             settings = {**facts.defaults, **(facts.nano if size == "nano" else {}), **config}
             model = new_model(facts, names, settings, backbone, options.backbone_weights, frozen)
-        super().__init__(names, options.mean or normalisation[0], options.std or normalisation[1])
+        super().__init__(names, options.mean or normalization[0], options.std or normalization[1])
         self.facts = facts
         self.model: Any = model
         self.model.loss_function = partial(in_full_precision, self.model.loss_function)
@@ -194,9 +194,9 @@ class TransformersDetector(Detector):
             return output
         fractions = output.regression["query"].sigmoid()
         scale = output.image_sizes.to(fractions.device).flip(1).repeat(1, 2)[:, :, None]
-        centre, half = (fractions * scale).split(2, dim=1)
+        center, half = (fractions * scale).split(2, dim=1)
         half = half / 2
-        return replace(output, boxes={"query": torch.cat([centre - half, centre + half], dim=1)})
+        return replace(output, boxes={"query": torch.cat([center - half, center + half], dim=1)})
 
     def home_state_dict(self) -> dict[str, Tensor]:
         """The live weights under the library's names, without counters where the library's body has none."""
@@ -222,7 +222,7 @@ class TransformersDetector(Detector):
 
     def _run(self, batch: Batch, targets: Sequence[Target] | None) -> tuple[Any, dict[str, Tensor], Tensor]:
         """The library's output, the feature maps, and the sizes ``(N, 2)`` that its boxes are fractions of."""
-        images = self.normalise(batch)
+        images = self.normalize(batch)
         height, width = images.shape[-2:]
         padded = self.facts.padded(self.model.config, self.strides, height, width)
         images = functional.pad(images, (0, padded[1] - width, 0, padded[0] - height))
@@ -250,9 +250,9 @@ class TransformersDetector(Detector):
             parts = tokens.split([math.prod(shape) for shape in shapes], dim=2)
             return [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
         maps = raw.encoder_last_hidden_state if self.facts.features == "maps" else projected
-        found = [tuple(one.shape[-2:]) for one in maps]
-        if found != shapes:
-            raise ConfigError(f"config: its strides announce feature maps of {shapes}, the model gives {found}")
+        given = [tuple(features.shape[-2:]) for features in maps]
+        if given != shapes:
+            raise ConfigError(f"config: its strides announce feature maps of {shapes}, the model gives {given}")
         return list(maps)
 
     def _choose(self, logits: Tensor, boxes: Tensor, size: Sequence[int]) -> Detections:
@@ -264,13 +264,13 @@ class TransformersDetector(Detector):
         else:
             scores, pairs = logits.sigmoid().flatten().topk(min(self.max_detections, logits.numel()))
             queries, labels = pairs // logits.shape[1], pairs % logits.shape[1]
-        found = clip_boxes_to_image(boxes[queries], (size[0], size[1]))
-        kept = (scores >= self.score_threshold) & (found[:, 2:] > found[:, :2]).all(1)
-        return Detections(found[kept], scores[kept], labels[kept])
+        chosen = clip_boxes_to_image(boxes[queries], (size[0], size[1]))
+        kept = (scores >= self.score_threshold) & (chosen[:, 2:] > chosen[:, :2]).all(1)
+        return Detections(chosen[kept], scores[kept], labels[kept])
 
     @contextmanager
     def _draws(self, device: torch.device) -> Iterator[None]:
-        """The library draws from torch's global generator: lend it a draw of ours, where we have one."""
+        """The library draws from torch's global generator: lend it a draw of the given one."""
         if self.generator is None or not self.training:
             yield
             return

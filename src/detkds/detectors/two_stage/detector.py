@@ -86,7 +86,7 @@ class TwoStageDetector(Detector):
         Raises:
             DataError: masks are to be learned and a target with objects has none.
         """
-        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        features: dict[str, Tensor] = self.model.backbone(self.normalize(batch))
         output = self.restore(DetectorOutput(features, batch.image_sizes, self.info.layout))
         if not self.training:
             return output
@@ -107,19 +107,19 @@ class TwoStageDetector(Detector):
 
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
-        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        features: dict[str, Tensor] = self.model.backbone(self.normalize(batch))
         sizes = _sizes(batch.image_sizes)
         proposals, _ = self.proposals(features, sizes, None)
         response = self.regions.respond(features, proposals, sizes)
-        found = self._select(response, [len(boxes) for boxes in proposals], sizes)
+        detections = self._select(response, [len(boxes) for boxes in proposals], sizes)
         if not self.info.masks:
-            return found
-        boxes = [one.boxes for one in found]
-        columns = torch.cat([one.labels for one in found]) + 1
-        masks = self.regions.masks(features, boxes, columns).split([len(one) for one in boxes])
+            return detections
+        boxes = [image.boxes for image in detections]
+        columns = torch.cat([image.labels for image in detections]) + 1
+        masks = self.regions.masks(features, boxes, columns).split([len(image_boxes) for image_boxes in boxes])
         return [
-            replace(one, masks=paste(probabilities, one.boxes, batch.images.shape[-2:]))
-            for one, probabilities in zip(found, masks, strict=True)
+            replace(image, masks=paste(probabilities, image.boxes, batch.images.shape[-2:]))
+            for image, probabilities in zip(detections, masks, strict=True)
         ]
 
     def restore(self, output: DetectorOutput) -> DetectorOutput:
@@ -167,7 +167,7 @@ def select_detections(
         score: classes of a region below it are left out.
         nms_iou: of two boxes of a class that overlap more, the better stays.
     """
-    found = []
+    detections = []
     probabilities = functional.softmax(response.logits, 1)[:, 1:]
     boxes = response.boxes.transpose(1, 2)[:, 1:]
     parts = _per_image(probabilities, counts), _per_image(boxes, counts), image_sizes
@@ -177,8 +177,8 @@ def select_detections(
         large = remove_small_boxes(corners, _SMALLEST_SIDE_PX)
         corners, scores, labels = corners[large], scores[large], labels[large]
         best = batched_nms(corners, scores, labels, nms_iou)[:most]
-        found.append(Detections(corners[best], scores[best], labels[best]))
-    return found
+        detections.append(Detections(corners[best], scores[best], labels[best]))
+    return detections
 
 
 def _per_image(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:

@@ -88,9 +88,9 @@ class RegionStage(nn.Module):
         counted, positive = labels != LEFT_OUT, (labels > BACKGROUND).nonzero()[:, 0]
         total = int(counted.sum())
         column = labels[positive] if deltas.shape[1] > 4 else torch.zeros_like(positive)
-        found = deltas.view(len(deltas), deltas.shape[1] // 4, 4)[positive, column]
+        predicted = deltas.view(len(deltas), deltas.shape[1] // 4, 4)[positive, column]
         wanted = self.coder.encode_single(truth, boxes[positive])
-        distance = functional.smooth_l1_loss(found, wanted, beta=self.beta, reduction="sum")
+        distance = functional.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="sum")
         losses = {
             "loss_classifier": functional.cross_entropy(logits[counted], labels[counted])
             if total
@@ -99,12 +99,12 @@ class RegionStage(nn.Module):
         }
         if self.mask_head is not None:
             regions, matched = rows.positives()
-            found = self.masks(features, regions, labels[positive])
+            masks = self.masks(features, regions, labels[positive])
             crops = [
-                crop_masks(target["masks"], boxes, objects, found.shape[-1])
+                crop_masks(target["masks"], boxes, objects, masks.shape[-1])
                 for target, boxes, objects in zip(targets, regions, matched, strict=True)
             ]
-            losses["loss_mask"] = mask_loss(found, torch.cat(crops))
+            losses["loss_mask"] = mask_loss(masks, torch.cat(crops))
         return losses
 
 
@@ -179,4 +179,4 @@ def _region_pool(resolution: int, canonical_size: int) -> MultiScaleRoIAlign:
 
 def _pooled(pool: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: list[Tensor], dtype: torch.dtype) -> Tensor:
     maps = {level: features[level].to(dtype) for level in _POOLED}
-    return pool(maps, [one.to(dtype) for one in boxes], [])
+    return pool(maps, [image_boxes.to(dtype) for image_boxes in boxes], [])
