@@ -23,14 +23,14 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
-    **dict.fromkeys(("registry", "errors", "arguments", "progress", "progress_sinks", "statistics"), 0),
+    **dict.fromkeys(("registry", "errors", "arguments", "files", "precision", "version"), 0),
+    **dict.fromkeys(("progress", "progress_sinks", "statistics"), 0),
     **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config", "config_file"), 1),
-    **dict.fromkeys(("registry", "errors", "arguments", "progress", "progress_sinks"), 0),
-    **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
-    **dict.fromkeys(("search", "export"), 4),
-    **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
+    **dict.fromkeys(("search", "export", "tasks"), 4),
+    # detkds: the public names of __init__.py
+    **dict.fromkeys(("runs", "report", "api", "cli", "__main__", "detkds"), 5),
 }
 NEIGHBOURS = {
     "registry": {"errors"},
@@ -46,8 +46,10 @@ NEIGHBOURS = {
     "distiller": {"alignment", "adapters", "knowledge", "transforms", "distances", "schedules"},
     "evaluation": {"data", "detectors"},
     "training": {"data", "detectors", "evaluation"},
+    "tasks": {"search"},
     "runs": {"report", "detkds"},
     "report": {"detkds"},
+    "api": {"runs"},
     "cli": {"runs", "report", "detkds"},
     "__main__": {"cli"},
 }

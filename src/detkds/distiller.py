@@ -13,6 +13,7 @@ from torch.nn import functional
 from detkds.alignment import RESPONSES, align_responses, match_levels
 from detkds.errors import Faults, PairError
 from detkds.policy import Policy, Term
+from detkds.precision import full_precision
 from detkds.registry import expression
 from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, KnowledgeInput, Pair, Target
 
@@ -102,8 +103,8 @@ class Distiller(nn.Module):
         """Both outputs in full precision, under the student's level names, the teacher's without gradient."""
         ours, theirs = {}, {}
         for level in self._feature_levels():
-            theirs[level] = _full(_at(teacher.features, self.levels[level].teacher, "teacher")).detach()
-            feature, size = _full(_at(student.features, level, "student")), theirs[level].shape[-2:]
+            theirs[level] = full_precision(_at(teacher.features, self.levels[level].teacher, "teacher")).detach()
+            feature, size = full_precision(_at(student.features, level, "student")), theirs[level].shape[-2:]
             if feature.shape[-2:] != size:
                 feature = functional.interpolate(feature, size, mode="bilinear", align_corners=False)
             ours[level] = feature
@@ -250,12 +251,8 @@ def _check_shapes(term: Term, pairs: Sequence[Pair]) -> None:
 def _widened(output: DetectorOutput) -> DetectorOutput:
     """The output with its responses in full precision."""
     return replace(
-        output, **{name: {k: _full(value) for k, value in getattr(output, name).items()} for name in RESPONSES}
+        output, **{name: {k: full_precision(value) for k, value in getattr(output, name).items()} for name in RESPONSES}
     )
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _unused(label: str, taken: Mapping[str, Any]) -> str:

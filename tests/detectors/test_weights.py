@@ -18,7 +18,6 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detkds.detectors import weights
 from detkds.detectors.backbones import build_backbone
 from detkds.detectors.pyramid import one_stage_pyramid, two_stage_pyramid
 from detkds.detectors.weights import load_weights, read_weights, save_weights, stored_class_names
@@ -215,7 +214,7 @@ def test_failed_write_keeps_the_old_file(small: Build, tmp_path: Path, monkeypat
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(WeightsError, match="No space left"):
         save_weights(small("fcos"), path)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]

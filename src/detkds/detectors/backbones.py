@@ -41,7 +41,7 @@ class Backbone:
         positions: ``{stride: index in that list}``, for each stride wanted.
         channels: ``{stride: channels}``, for each stride wanted, shallow first.
         channels_last: whether the maps come as ``(N, H, W, C)``.
-        mean, std: the input normalisation that the body's weights were trained with.
+        mean, std: the input normalization that the body's weights were trained with.
     """
 
     network: nn.Module
@@ -66,7 +66,7 @@ def build_backbone(
         name: ``narrow<W>`` (``narrow16``, ``narrow32``, ...), a timm model or one of :data:`ALIASES`.
         strides: pixels per cell of the maps wanted, such as ``(8, 16, 32)``.
         weights: None (random), ``"pretrained"`` (timm's own) or a file or URL of a classifier's weights.
-        frozen_norm: replace batch normalisation by fixed statistics and scales.
+        frozen_norm: replace batch normalization by fixed statistics and scales.
         options: further arguments of the timm model, such as ``{"drop_path_rate": 0.2}``.
 
     Raises:
@@ -100,8 +100,8 @@ def _build_narrow(
         state = read_weights(weights)
         _require_names(name, weights, network.state_dict(), state)
         network.load_state_dict(state, strict=False)
-    found: dict[int, int] = dict(zip((4, 8, 16, 32), network.widths, strict=True))
-    return _select(name, network, found, list(found), strides)
+    channels: dict[int, int] = dict(zip((4, 8, 16, 32), network.widths, strict=True))
+    return _select(name, network, channels, list(channels), strides)
 
 
 def _build_timm(name: str, strides: Sequence[int], weights: str | None, options: dict[str, Any]) -> Backbone:
@@ -128,8 +128,8 @@ def _build_timm(name: str, strides: Sequence[int], weights: str | None, options:
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"backbone {name}: timm cannot give its feature maps: {error}") from error
     info: Any = network.feature_info
-    found: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
-    return _select(name, network, found, info.reduction(), strides)
+    channels: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
+    return _select(name, network, channels, info.reduction(), strides)
 
 
 def _create(model: str, options: dict[str, Any]) -> nn.Module:
@@ -148,9 +148,9 @@ def _create(model: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _select(
-    name: str, network: nn.Module, found: Mapping[int, int], reductions: Sequence[int], strides: Sequence[int]
+    name: str, network: nn.Module, channels: Mapping[int, int], reductions: Sequence[int], strides: Sequence[int]
 ) -> Backbone:
-    missing = [stride for stride in strides if stride not in found]
+    missing = [stride for stride in strides if stride not in channels]
     if missing:
         raise UserError(
             f"backbone {name}: expected feature maps at strides {', '.join(map(str, strides))}; "
@@ -161,7 +161,7 @@ def _select(
     return Backbone(
         network=network,
         positions=positions,
-        channels={stride: found[stride] for stride in strides},
+        channels={stride: channels[stride] for stride in strides},
         channels_last=str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"),
         mean=tuple(card.get("mean", IMAGENET_MEAN)),
         std=tuple(card.get("std", IMAGENET_STD)),

@@ -75,7 +75,7 @@ class AnchorGrid:
     """The anchors of a pyramid's levels, kept for each grid size met.
 
     torchvision infers a level's stride from the sizes of image and map, which is off where they do not divide;
-    here the true strides are used. As in torchvision, cell ``(i, j)`` is centred at ``(i, j) * stride``.
+    here the true strides are used. As in torchvision, cell ``(i, j)`` is centerd at ``(i, j) * stride``.
 
     Args:
         sizes, ratios: of each level: side lengths in pixels (square root of the area) and heights over widths.
@@ -95,6 +95,12 @@ class AnchorGrid:
         self.key = f"{self.points_key} sizes={list(sizes)} ratios={list(ratios)}"
         self._kept: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
 
+    @classmethod
+    def scaled(cls, scales: Sequence[float], ratios: Sequence[float], strides: Sequence[int]) -> AnchorGrid:
+        """Anchors whose sides are ``scales`` times the stride on every level, cut to whole pixels as in torchvision."""
+        sizes = [tuple(max(1, int(scale * stride)) for scale in scales) for stride in strides]
+        return cls(sizes, [tuple(map(float, ratios))] * len(strides), strides)
+
     @property
     def per_cell(self) -> int:
         """Anchors per cell."""
@@ -113,8 +119,3 @@ class AnchorGrid:
             if len(self._kept) > 32:
                 self._kept.popitem(last=False)
         return self._kept[key]
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where it came in half precision (under autocast); box arithmetic needs it."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

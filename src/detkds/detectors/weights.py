@@ -63,7 +63,7 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 def load_weights(detector: Detector, source: str | Path, *, partial: bool = False) -> list[str]:
     """Load a detector's weights, under the names of its home library or of its own ``state_dict``.
 
-    Nothing is changed unless everything fits. Counters of batch normalisation may be missing or left over.
+    Nothing is changed unless everything fits. Counters of batch normalization may be missing or left over.
 
     Args:
         detector: changed in place.
@@ -193,13 +193,13 @@ def _classes_of(
     """How many classes the file is for, where only first dimensions differ and all by the same ratio."""
     background = int(detector.info.layout.activation == "softmax")
     columns = len(detector.class_names) + background
-    found = set()
+    counts = set()
     for name in wrong:
-        ours, theirs = own[name].shape, given[name].shape
-        if not ours or len(ours) != len(theirs) or ours[1:] != theirs[1:] or ours[0] % columns:
+        expected, got = own[name].shape, given[name].shape
+        if not expected or expected[1:] != got[1:] or expected[0] % columns:
             return None
-        found.add(theirs[0] / (ours[0] // columns))
-    if len(found) != 1 or not (count := found.pop()).is_integer():
+        counts.add(got[0] / (expected[0] // columns))
+    if len(counts) != 1 or not (count := counts.pop()).is_integer():
         return None
     return int(count) - background
 

@@ -2,11 +2,12 @@
 
     from load import load
     model = load()
-    [found] = model([image])
+    [detections] = model([image])
 
-``image`` is ``(3, H, W)`` RGB in [0, 1]; ``found`` has boxes in its pixels, scores and labels, as usual in torchvision.
-What it is built from stands in ``model.json``; ``classes`` there are in the order of the labels. It resizes images as
-torchvision does, their longer side to ``size``; where your own resizing is to be kept, give images of that size.
+``image`` is ``(3, H, W)`` RGB in [0, 1]; ``detections`` has boxes in its pixels, scores and labels, as usual in
+torchvision. What it is built from stands in ``model.json``; ``classes`` there are in the order of the labels. It
+resizes images as torchvision does, their longer side to ``size``; where your own resizing is to be kept, give images of
+that size.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from detkds.arguments import Count, Positive, piece
+from detkds.precision import full_precision
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 
 @TRANSFORMS.register("satt")
@@ -119,7 +119,7 @@ class AttentionMap(Transform):
         return pair.map(self._attention, weight=None if pair.weight is None else pair.weight.amax(1, keepdim=True))
 
     def _attention(self, feature: Tensor) -> Tensor:
-        feature = wide(feature).abs().pow(self.exponent)
+        feature = full_precision(feature).abs().pow(self.exponent)
         if self.softmax:
             return (_spatial if self.over == "spatial" else _channel)(feature, self.tau, 1.0)
         return feature.mean(1 if self.over == "spatial" else (2, 3), keepdim=True)
@@ -127,9 +127,9 @@ class AttentionMap(Transform):
 
 def _weighted(pair: Pair, source: str, attention: Callable[[Tensor], Tensor]) -> Pair:
     if source == "teacher":
-        shared = attention(wide(pair.teacher.detach()))
-        return pair.map(lambda feature: wide(feature) * shared)
-    return pair.map(lambda feature: wide(feature) * attention(wide(feature)))
+        shared = attention(full_precision(pair.teacher.detach()))
+        return pair.map(lambda feature: full_precision(feature) * shared)
+    return pair.map(lambda feature: full_precision(feature) * attention(full_precision(feature)))
 
 
 def _spatial(feature: Tensor, tau: float, power: float) -> Tensor:

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from detkds.arguments import piece
+from detkds.precision import full_precision
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 _EPS = 1e-6
 
@@ -37,7 +37,7 @@ class MinMax(Transform):
         return pair.map(self._stretched) if pair.student.numel() else pair
 
     def _stretched(self, tensor: Tensor) -> Tensor:
-        tensor = wide(tensor)
+        tensor = full_precision(tensor)
         dims = tuple(range(1 if self.scope == "sample" else 0, tensor.ndim))
         lowest = tensor.amin(dims, keepdim=True)
         return (tensor - lowest) / (tensor.amax(dims, keepdim=True) - lowest + _EPS)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detkds.arguments import piece
+from detkds.precision import full_precision
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 _STD_EPS = 1e-6
 _NORM_EPS = 1e-12
@@ -80,7 +80,7 @@ class NormalizeBatch(Transform):
 
 
 def _standardised(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, _Standardise.apply(wide(tensor), dims))
+    return cast(Tensor, _Standardise.apply(full_precision(tensor), dims))
 
 
 class _Standardise(torch.autograd.Function):
@@ -109,7 +109,7 @@ class _Standardise(torch.autograd.Function):
 
 
 def _unit(tensor: Tensor, dims: tuple[int, ...], *, rms: bool) -> Tensor:
-    tensor = wide(tensor)
+    tensor = full_precision(tensor)
     length = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
     if rms:
         size = 1

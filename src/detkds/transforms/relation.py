@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from detkds.arguments import piece
+from detkds.precision import full_precision
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 _NORM_EPS = 1e-12
 
@@ -79,7 +79,7 @@ def _relative_distances(feature: Tensor) -> Tensor:
 
 def _counted(pair: Pair) -> Pair:
     """Both sides with every position multiplied by the root of its weight, so that products count by the weight."""
-    pair = pair.map(wide)
+    pair = pair.map(full_precision)
     if pair.weight is None:
         return pair
     root = pair.weight.sqrt()

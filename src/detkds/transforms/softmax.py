@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from detkds.arguments import piece
+from detkds.precision import full_precision
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 
 @TRANSFORMS.register("softmax")
@@ -34,15 +34,15 @@ class Softmax(Transform):
 
     def __call__(self, pair: Pair) -> Pair:
         if self.axis == "C":
-            return pair.map(lambda tensor: torch.softmax(wide(tensor), 1), kind=self.kinds[pair.kind])
+            return pair.map(lambda tensor: torch.softmax(full_precision(tensor), 1), kind=self.kinds[pair.kind])
         over_batch = pair.kind == "logits" or pair.student.ndim == 2
         share = _over_batch if over_batch else _over_positions
         return pair.map(share, kind=self.kinds[pair.kind])
 
 
 def _over_batch(tensor: Tensor) -> Tensor:
-    return torch.softmax(wide(tensor), 0)
+    return torch.softmax(full_precision(tensor), 0)
 
 
 def _over_positions(tensor: Tensor) -> Tensor:
-    return torch.softmax(wide(tensor).flatten(2), 2).view_as(tensor)
+    return torch.softmax(full_precision(tensor).flatten(2), 2).view_as(tensor)
