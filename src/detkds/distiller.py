@@ -14,7 +14,7 @@ from detkds.alignment import RESPONSES, align_responses, match_levels
 from detkds.errors import Faults, PairError
 from detkds.policy import Policy, Term
 from detkds.registry import expression
-from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, Pair, Target
+from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, KnowledgeInput, Pair, Target
 
 Described = DetectorInfo | Mapping[str, FeatureSpec] | Any
 
@@ -57,7 +57,7 @@ class Distiller(nn.Module):
     @property
     def reads_responses(self) -> bool:
         """Whether some term reads the head's responses, not the features alone."""
-        return any(_reads_responses(term) for term in self.policy)
+        return any(term.knowledge.reads_responses for term in self.policy)  # type: ignore[union-attr]
 
     def forward(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target] | None = None
@@ -84,13 +84,14 @@ class Distiller(nn.Module):
                 generator.manual_seed(draw)
                 adapter, levels = expression(term.adapter), self._levels_of(term)
                 if adapter not in adapted:
-                    adapted[adapter] = replace(student, features=self._adapt(student.features, adapter, generator))
+                    adapted[adapter] = replace(student, features=self._adapt(student.features, term, generator))
                 source = (term.knowledge, tuple(levels), adapter)
                 if source not in pairs:
-                    knowledge = self.learned[_learned_name(term, levels)] if _learns(term) else term.knowledge
-                    given = (generator.manual_seed(draw),) if getattr(knowledge, "draws", False) else ()
-                    found = knowledge(adapted[adapter], teacher, targets, levels, *given)  # type: ignore[operator]
-                    pairs[source] = list(found)
+                    learned = dict(self.learned.items())
+                    knowledge = learned.get(_learned_name(term, levels), term.knowledge)
+                    generator.manual_seed(draw)
+                    inputs = KnowledgeInput(adapted[adapter], teacher, targets, levels, generator)
+                    pairs[source] = list(knowledge(inputs))  # type: ignore[operator]
                     _check_shapes(term, pairs[source])
                 share = term.schedule(step, self.total_steps)  # type: ignore[operator]
                 loss = term_loss(term, pairs[source], generator.manual_seed(draw))
@@ -113,13 +114,14 @@ class Distiller(nn.Module):
         levels = {name: match.teacher for name, match in self.levels.items() if not match.resized}
         return align_responses(_widened(student), _widened(teacher), levels)
 
-    def _adapt(self, features: Mapping[str, Tensor], adapter: str, generator: torch.Generator) -> dict[str, Tensor]:
-        """The student's maps after an adapter."""
-        adapted = {}
+    def _adapt(self, features: Mapping[str, Tensor], term: Term, generator: torch.Generator) -> dict[str, Tensor]:
+        """The student's maps after a term's adapter."""
+        adapted = dict(features)
+        given = (generator,) if term.adapter.draws else ()  # type: ignore[union-attr]
         for level, feature in features.items():
-            name = _adapter_name(level, adapter)
-            module = self.adapters[name] if name in self.adapters else nn.Identity()
-            adapted[level] = module(feature, generator) if getattr(module, "draws", False) else module(feature)
+            name = _adapter_name(level, expression(term.adapter))
+            if name in self.adapters:
+                adapted[level] = self.adapters[name](feature, *given)
         return adapted
 
     def _build_learned(self, generator: torch.Generator) -> None:
@@ -134,9 +136,11 @@ class Distiller(nn.Module):
                         self.adapters[_adapter_name(level, adapter)] = module
         for term in self.policy:
             levels = self._levels_of(term)
-            if _learns(term) and (name := _learned_name(term, levels)) not in self.learned:
-                channels = {level: self.levels[level].channels[1] for level in levels}
-                self.learned[name] = term.knowledge.learned(channels, generator)  # type: ignore[union-attr]
+            channels = {level: self.levels[level].channels[1] for level in levels}
+            if (name := _learned_name(term, levels)) not in self.learned:
+                module = term.knowledge.learned(channels, generator)  # type: ignore[union-attr]
+                if module is not None:
+                    self.learned[name] = module
 
     def _levels_of(self, term: Term) -> dict[str, float]:
         """The levels that a term compares, with the pixels per cell of the compared maps."""
@@ -184,7 +188,7 @@ def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
 
 def _refusal(term: Term, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
     """The first piece's reason why it cannot serve this pair; None where all can."""
-    pieces = [term.knowledge, *(one for one in term.transforms if hasattr(one, "refusal"))]
+    pieces = (term.knowledge, *term.transforms)
     reasons = (piece.refusal(student, teacher) for piece in pieces)  # type: ignore[union-attr]
     return next((reason for reason in reasons if reason), None)
 
@@ -212,14 +216,6 @@ def _check_schedules(policy: Policy, total_steps: int | None) -> None:
 
 def _reads_features(term: Term) -> bool:
     return term.knowledge.yields == "feature"  # type: ignore[union-attr]
-
-
-def _reads_responses(term: Term) -> bool:
-    return not _reads_features(term) or getattr(term.knowledge, "reads_responses", False)
-
-
-def _learns(term: Term) -> bool:
-    return hasattr(term.knowledge, "learned")
 
 
 def _learned_name(term: Term, levels: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ Boxes are xyxy in pixels of the padded batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -244,6 +244,40 @@ class DetectorOutput:
     respond_at: Callable[[list[Tensor]], RegionResponse] | None = None
     region: Regions | None = None
     branches: Branches | None = None
+
+
+@dataclass(frozen=True)
+class KnowledgeInput:
+    """What a knowledge reads in one step.
+
+    Attributes:
+        student, teacher: outputs for the same batch, their features of equal size; their responses too are aligned
+            where the knowledge reads them.
+        targets: the objects of each image, where known.
+        levels: the names of the levels to compare, with their stride in pixels.
+        generator: of random numbers, for learned parts that draw.
+    """
+
+    student: DetectorOutput
+    teacher: DetectorOutput
+    targets: Sequence[Target] | None
+    levels: Mapping[str, float]
+    generator: torch.Generator | None = None
+
+    def features(self) -> Iterator[tuple[str, float, Tensor, Tensor]]:
+        """Name, stride, student's and teacher's map ``(N, C, H, W)`` of every level."""
+        for level, stride in self.levels.items():
+            yield level, stride, self.student.features[level], self.teacher.features[level]
+
+    def boxes(self, knowledge: str) -> list[Tensor]:
+        """The ground-truth boxes ``(R_i, 4)`` of every image.
+
+        Raises:
+            ValueError: there are no targets; ``knowledge`` is who needs them.
+        """
+        if self.targets is None:
+            raise ValueError(f"knowledge {knowledge!r} needs the targets of the batch; pass them to the distiller")
+        return [target["boxes"] for target in self.targets]
 
 
 @dataclass(frozen=True)

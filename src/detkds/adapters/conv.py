@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,13 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Adapter
 from detkds.registry import ADAPTERS
 
 
 @ADAPTERS.register("conv")
 @dataclass(frozen=True)
-class Conv:
+class Conv(Adapter):
     """A convolution of the student's map, with batch normalisation or ReLU after it where asked for.
 
     Args:
@@ -27,8 +28,6 @@ class Conv:
     Source: FGFI (Wang et al., CVPR 2019) and FRS (Du et al., NeurIPS 2021) adapt by 3x3, DeFeat (Guo et al., CVPR 2021)
         by 3x3 and ReLU, RTMDet (Lyu et al., 2022) by 1x1 and normalisation.
     """
-
-    name: ClassVar[str]
 
     size: int
     norm: Literal["none", "batch"] = "none"

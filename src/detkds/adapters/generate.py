@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detkds.adapters.auto import Auto
 from detkds.adapters.conv import convolution
 from detkds.arguments import check_arguments
+from detkds.protocols import Adapter
 from detkds.registry import ADAPTERS
 from detkds.structures import Pair
 from detkds.transforms.mask import RandomMask
@@ -18,7 +19,7 @@ from detkds.transforms.mask import RandomMask
 
 @ADAPTERS.register("generate")
 @dataclass(frozen=True)
-class Generate:
+class Generate(Adapter):
     """Set a random ``ratio`` of the student's positions to zero, then two 3x3 convolutions with a ReLU between.
 
     Where the channels differ, a 1x1 convolution comes first.
@@ -26,7 +27,7 @@ class Generate:
     Source: MGD (Yang et al., ECCV 2022), equations 2-4; ratios 0.65 (one-stage) and 0.45 (two-stage) of its code.
     """
 
-    name: ClassVar[str]
+    draws: ClassVar[bool] = True
 
     ratio: float = 0.65
 
@@ -42,8 +43,6 @@ class Generate:
 
 class Generator(nn.Module):
     """Alignment, mask and generation; every pass draws a mask from the random numbers that it is given."""
-
-    draws = True
 
     def __init__(self, align: nn.Module | None, channels: int, mask: RandomMask, generator: torch.Generator) -> None:
         super().__init__()

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("bce")
 @dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(Distance):
     """Cross-entropy of every class score with the teacher's probability, summed over the classes.
 
     With p = sigmoid(t) and q = sigmoid(s): sum_k [-p log q - (1 - p) log(1 - q)] less the teacher's own entropy, which
@@ -37,7 +38,7 @@ class BinaryCrossEntropy:
 
 @DISTANCES.register("bkd")
 @dataclass(frozen=True)
-class BinaryDistillation:
+class BinaryDistillation(Distance):
     """Cross-entropy of every class score, counted by how far the two probabilities are apart.
 
     With p = sigmoid(t) and q = sigmoid(s): sum_k |p - q|^beta [-p log q - (1 - p) log(1 - q)], averaged over the rows.

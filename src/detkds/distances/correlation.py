@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import ROW_KINDS, prepared
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -19,7 +20,7 @@ _EPS = 1e-6
 
 @DISTANCES.register("correlation")
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(Distance):
     """How far each channel's correlation of student and teacher is from 1, on a logarithmic scale.
 
     D = log2(sum_k |v_k - 1|^(2 alpha) + 1e-6), v_k the correlation of channel k over all M rows (batch and positions),

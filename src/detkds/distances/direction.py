@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detkds.distances.reduction import ROW_KINDS, row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -19,7 +20,7 @@ _EPS = 1e-8
 
 @DISTANCES.register("cosine")
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Distance):
     """One minus the cosine of the angle between student and teacher rows.
 
     D = 1 - <s, t> / (||s|| ||t||) over dimension 1, averaged over the rows.
@@ -39,7 +40,7 @@ class Cosine:
 
 @DISTANCES.register("pearson")
 @dataclass(frozen=True)
-class Pearson:
+class Pearson(Distance):
     """One minus the correlation of student and teacher along each row.
 
     D = 1 - cov(s, t) / (sigma(s) sigma(t)) over dimension 1, averaged over the rows.

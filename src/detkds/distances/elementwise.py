@@ -16,13 +16,14 @@ from torch import Tensor
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import ALL_KINDS, Per, element_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("l1")
 @dataclass(frozen=True)
-class L1:
+class L1(Distance):
     """Mean absolute difference, mean |s - t|.
 
     Shapes:  any -> ()
@@ -42,7 +43,7 @@ class L1:
 
 @DISTANCES.register("l2")
 @dataclass(frozen=True)
-class L2:
+class L2(Distance):
     """Mean squared difference, mean (s - t)^2.
 
     Shapes:  any -> ()
@@ -63,7 +64,7 @@ class L2:
 
 @DISTANCES.register("smooth_l1")
 @dataclass(frozen=True)
-class SmoothL1:
+class SmoothL1(Distance):
     """Squared where the sides are near, absolute where they are far.
 
     d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, averaged over the elements.

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from detkds.distances.reduction import ALL_KINDS, prepared
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("euclidean")
 @dataclass(frozen=True)
-class Euclidean:
+class Euclidean(Distance):
     """Root of the weighted sum of squares over everything, sqrt(sum w (s - t)^2).
 
     Shapes:  any -> ()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import BOX_KINDS, row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -38,7 +39,7 @@ class _Overlap(NamedTuple):
 
 @DISTANCES.register("iou")
 @dataclass(frozen=True)
-class IoU:
+class IoU(Distance):
     """One minus intersection over union, or minus its logarithm.
 
     Four sides (e1, e2, e3, e4) are read as the box (-e1, -e2, e3, e4) around an origin that both share. All members
@@ -68,7 +69,7 @@ class IoU:
 
 @DISTANCES.register("giou")
 @dataclass(frozen=True)
-class GIoU:
+class GIoU(Distance):
     """One minus IoU, plus the share of the enclosing box that neither box covers.
 
     Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
@@ -89,7 +90,7 @@ class GIoU:
 
 @DISTANCES.register("diou")
 @dataclass(frozen=True)
-class DIoU:
+class DIoU(Distance):
     """One minus IoU, plus the squared distance of the centres over the enclosing box's squared diagonal.
 
     Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
@@ -109,7 +110,7 @@ class DIoU:
 
 @DISTANCES.register("ciou")
 @dataclass(frozen=True)
-class CIoU:
+class CIoU(Distance):
     """The DIoU distance plus alpha v, which compares aspect ratios.
 
     v = 4 / pi^2 (atan(w_t / h_t) - atan(w_s / h_s))^2, alpha = v / (1 - IoU + v) without gradient.
@@ -133,7 +134,7 @@ class CIoU:
 
 @DISTANCES.register("eiou")
 @dataclass(frozen=True)
-class EIoU:
+class EIoU(Distance):
     """The DIoU distance plus the squared differences of width and height over those of the enclosing box.
 
     Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import ROW_KINDS, row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -18,7 +19,7 @@ _EPS = 1e-8
 
 @DISTANCES.register("kl")
 @dataclass(frozen=True)
-class KullbackLeibler:
+class KullbackLeibler(Distance):
     """Divergence of the student's rows from the teacher's, tau^2 KL(T || S), averaged over the rows.
 
     Scores become distributions by softmax(row / tau) over dimension 1. Numbers that are probabilities already are

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import Per, element_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("l2_partial")
 @dataclass(frozen=True)
-class PartialL2:
+class PartialL2(Distance):
     """Squared difference to the teacher's margin ReLU, 0 where both are on its inactive side.
 
     With t' = max(t, m): (s - t')^2 where s > t' or t' > 0, else 0. The margin m of a channel is the mean of the

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from detkds.arguments import check_arguments
 from detkds.distances.reduction import prepared
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -26,7 +27,7 @@ _BLOCK = 16
 
 @DISTANCES.register("ssim")
 @dataclass(frozen=True)
-class StructuralSimilarity:
+class StructuralSimilarity(Distance):
     """Half of one minus the structural similarity of each channel around each position.
 
     D = mean (1 - SSIM) / 2 with SSIM = (2 m_s m_t + C1)(2 cov + C2) / ((m_s^2 + m_t^2 + C1)(v_s + v_t + C2)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,13 +13,14 @@ from detkds.arguments import check_arguments
 from detkds.knowledge.localization import Localization
 from detkds.knowledge.logits import Logits
 from detkds.knowledge.weighting import Per
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import Branch, DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import Branch, DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("crossed_logits")
 @dataclass(frozen=True)
-class CrossedLogits:
+class CrossedLogits(Knowledge):
     """As ``logits``, with the class scores that the teacher's head gives from halfway the student's.
 
     The student's map after some convolutions of its branch is standardised per channel, over batch and positions, to
@@ -34,7 +35,6 @@ class CrossedLogits:
         for RetinaNet, ATSS and GFL, and 2 for FCOS.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "logits"
 
     after: int = 3
@@ -43,15 +43,8 @@ class CrossedLogits:
     def __post_init__(self) -> None:
         check_arguments(self)
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        crossed = _crossed(student, teacher, "classification", self.after, levels)
-        yield from Logits(per=self.per)(crossed, teacher, targets, levels)
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        yield from Logits(per=self.per)(_crossed(inputs, "classification", self.after))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         return _refusal(student, teacher, self.after) or Logits(per=self.per).refusal(student, teacher)
@@ -59,7 +52,7 @@ class CrossedLogits:
 
 @KNOWLEDGE.register("crossed_localization")
 @dataclass(frozen=True)
-class CrossedLocalization:
+class CrossedLocalization(Knowledge):
     """As ``localization``, with the boxes that the teacher's head gives from halfway the student's.
 
     Args:
@@ -69,7 +62,6 @@ class CrossedLocalization:
     Source: CrossKD (Wang et al., CVPR 2024), section 3.2.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "regression"
 
     after: int = 3
@@ -79,15 +71,8 @@ class CrossedLocalization:
     def __post_init__(self) -> None:
         check_arguments(self)
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        crossed = _crossed(student, teacher, "regression", self.after, levels)
-        yield from Localization(per=self.per)(crossed, teacher, targets, levels)
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        yield from Localization(per=self.per)(_crossed(inputs, "regression", self.after))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         return _refusal(student, teacher, self.after) or Localization(per=self.per, bins=self.bins).refusal(
@@ -95,17 +80,20 @@ class CrossedLocalization:
         )
 
 
-def _crossed(
-    student: DetectorOutput, teacher: DetectorOutput, branch: Branch, after: int, levels: Mapping[str, float]
-) -> DetectorOutput:
-    """The student's output with the responses of one branch crossed."""
-    if student.branches is None or teacher.branches is None:
+def _crossed(inputs: KnowledgeInput, branch: Branch, after: int) -> KnowledgeInput:
+    """The same inputs with the student's responses of one branch crossed."""
+    student, teacher = inputs.student.branches, inputs.teacher.branches
+    if student is None or teacher is None:
         raise ValueError("crossing heads needs the branches of both outputs; a pass with responses gives them")
-    ours = student.branches.before(branch, after)
+    student_maps = student.before(branch, after)
     with torch.no_grad():
-        theirs = teacher.branches.before(branch, after)
-    maps = {level: _standardised(ours[level], theirs[level]) for level in levels if level in theirs}
-    return replace(student, **teacher.branches.finish(branch, after, maps))
+        teacher_maps = teacher.before(branch, after)
+    maps = {
+        level: _standardised(student_maps[level], teacher_maps[level])
+        for level in inputs.levels
+        if level in teacher_maps
+    }
+    return replace(inputs, student=replace(inputs.student, **teacher.finish(branch, after, maps)))
 
 
 def _standardised(student: Tensor, teacher: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from detkds.adapters.conv import BatchNorm, convolution
 from detkds.arguments import check_arguments
 from detkds.knowledge.per_level import PerLevel
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, Kind, Pair
+from detkds.structures import Kind, Pair
 
 _TIMES = 1000
 _FIRST_BETA, _LAST_BETA = 1e-4, 0.02
@@ -21,7 +22,7 @@ _FIRST_BETA, _LAST_BETA = 1e-4, 0.02
 
 @KNOWLEDGE.register("denoised")
 @dataclass(frozen=True)
-class Denoised:
+class Denoised(Knowledge):
     """The student's map after denoising and the teacher's, and the noise that the denoiser sees and the true one.
 
     A diffusion of 1000 times t, with a_t the product of 1 - beta up to t and beta linear from 1e-4 to 0.02. The student
@@ -40,7 +41,6 @@ class Denoised:
     Source: DiffKD (Huang et al., NeurIPS 2023), section 3, steps as DDIM (Song et al., ICLR 2021), equation 12.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
     steps: int = 5
@@ -53,9 +53,6 @@ class Denoised:
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The denoisers and their surroundings, for maps of these channels."""
         return PerLevel((_Refiner(count, self.steps, generator) for count in channels.values()), draws=True)
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None
 
 
 class _Refiner(nn.Module):

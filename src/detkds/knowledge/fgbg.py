@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from detkds.arguments import check_arguments
-from detkds.knowledge.geometry import boxes_of, fits_level, foreground_weight, valid_cells
+from detkds.knowledge.geometry import fits_level, foreground_weight, valid_cells
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("fgbg")
 @dataclass(frozen=True)
-class ForegroundBackground:
+class ForegroundBackground(Knowledge):
     """Two pairs ``(N, C, H, W)`` per level: cells inside ground-truth boxes, and the rest of the valid area.
 
     The loss over the foreground weights a cell by the largest 1/area of the boxes over it, so that small objects count
@@ -41,7 +42,6 @@ class ForegroundBackground:
     balance: Literal["batch", "image"] = "batch"
     cut: bool = True
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
     def __post_init__(self) -> None:
@@ -50,19 +50,12 @@ class ForegroundBackground:
         else:
             check_arguments(self)
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        boxes = boxes_of(targets, "fgbg")
-        strides = sorted(levels.values())
-        for level, stride in levels.items():
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        boxes = inputs.boxes("fgbg")
+        strides = sorted(inputs.levels.values())
+        for _, stride, ours, theirs in inputs.features():
             chosen = boxes if self.assign == "all" else [one[fits_level(one, stride, strides)] for one in boxes]
-            ours, theirs = student.features[level], teacher.features[level]
-            valid = valid_cells(student.image_sizes, ours.shape[-2:], stride).to(ours)
+            valid = valid_cells(inputs.student.image_sizes, ours.shape[-2:], stride).to(ours)
             foreground = foreground_weight(chosen, ours.shape[-2:], stride).to(ours) * valid
             background = valid * (foreground == 0)
             if self.mask == "binary":
@@ -73,6 +66,3 @@ class ForegroundBackground:
                 mask = (weight > 0).to(ours.dtype)
                 parts = (ours * mask, theirs * mask) if self.cut else (ours, theirs)
                 yield Pair(*parts, weight=weight, factor=factor)
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None

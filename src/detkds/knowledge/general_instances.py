@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detkds.alignment import response_mismatch
 from detkds.knowledge.responses import REGION, probabilities, response_levels, valid_positions
-from detkds.structures import DetectorInfo, DetectorOutput
+from detkds.structures import DetectorInfo, KnowledgeInput
 
 _OVERLAP, _COUNT = 0.3, 10
 
 
 @torch.no_grad()
-def general_instances(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> list[Tensor]:
+def general_instances(inputs: KnowledgeInput) -> list[Tensor]:
     """Per image up to ten boxes ``(R_i, 4)`` xyxy pixels, the largest disagreement first.
 
     A position's disagreement is the largest difference of its class probabilities, and its box is that of the detector
     that gives this class more. A box that overlaps a better one by an IoU above 0.3 is left out.
 
     Args:
-        student, teacher: aligned outputs of dense or region heads.
-        levels: names and strides of the levels.
+        inputs: aligned outputs of dense or region heads.
 
     Source: GID (Dai et al., CVPR 2021), section 3.
     """
-    collect = _of_regions if student.layout.kind == "region" else _of_cells
-    scores, boxes = collect(student, teacher, levels)
-    return _best(scores, boxes)
+    collect = _of_regions if inputs.student.layout.kind == "region" else _of_cells
+    return _best(*collect(inputs))
 
 
 def general_refusal(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
@@ -41,10 +37,11 @@ def general_refusal(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
     return response_mismatch(student, teacher)
 
 
-def _of_cells(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+def _of_cells(inputs: KnowledgeInput) -> tuple[Tensor, Tensor]:
     """Disagreement ``(N, M)``, -inf on padding, and boxes ``(N, M, 4)`` of all anchors."""
+    student, teacher = inputs.student, inputs.teacher
     scores, boxes = [], []
-    for level, stride in response_levels(student, levels).items():
+    for level, stride in response_levels(inputs).items():
         ours, theirs = (probabilities(side, level) for side in (student, teacher))
         score, label = (theirs - ours).abs().max(1, keepdim=True)
         believed = (theirs.gather(1, label) > ours.gather(1, label)).expand(-1, 4, -1, -1, -1)
@@ -56,8 +53,9 @@ def _of_cells(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[
     return torch.cat(scores, 1), torch.cat(boxes, 1)
 
 
-def _of_regions(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+def _of_regions(inputs: KnowledgeInput) -> tuple[Tensor, Tensor]:
     """The same of all proposals; images with fewer than the most are filled up with -inf."""
+    student, teacher = inputs.student, inputs.teacher
     assert student.proposals is not None
     ours, theirs = (probabilities(side, REGION) for side in (student, teacher))
     score, label = (theirs - ours).abs().max(1, keepdim=True)

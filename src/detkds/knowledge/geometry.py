@@ -9,21 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detkds.structures import Target
-
 _CHUNK = 1 << 23  # box x cell products held at once
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4
-
-
-def boxes_of(targets: Sequence[Target] | None, knowledge: str) -> list[Tensor]:
-    """The ground-truth boxes ``(R_i, 4)`` of every image.
-
-    Raises:
-        ValueError: there are no targets.
-    """
-    if targets is None:
-        raise ValueError(f"knowledge {knowledge!r} needs the targets of the batch; pass them to the distiller")
-    return [target["boxes"] for target in targets]
 
 
 def valid_cells(image_sizes: Tensor, size: Sequence[int], stride: float) -> Tensor:

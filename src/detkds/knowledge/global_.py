@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from detkds.alignment import response_mismatch
 from detkds.arguments import check_arguments
 from detkds.knowledge.anchor_mask import anchor_mask
-from detkds.knowledge.geometry import boxes_of, valid_cells
+from detkds.knowledge.geometry import valid_cells
 from detkds.knowledge.responses import confidence
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("global")
 @dataclass(frozen=True)
-class Global:
+class Global(Knowledge):
     """The feature maps of the pyramid, one pair ``(N, C, H, W)`` per level.
 
     Args:
@@ -33,7 +35,6 @@ class Global:
 
     mask: Literal["none", "score", "anchor"] = "none"
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
     def __post_init__(self) -> None:
@@ -44,28 +45,19 @@ class Global:
         """Whether the teacher's class scores are needed too."""
         return self.mask == "score"
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        for level, stride in levels.items():
-            pair = Pair(student.features[level], teacher.features[level])
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        for level, stride, student, teacher in inputs.features():
             if self.mask == "none":
-                yield pair
-            elif self.mask == "anchor" or level in teacher.logits:
-                weight = self._weight(pair.teacher, teacher, targets, level, stride)
-                valid = valid_cells(student.image_sizes, pair.teacher.shape[-2:], stride)
-                yield Pair(pair.student, pair.teacher, weight=weight.to(pair.teacher) * valid)
+                yield Pair(student, teacher)
+            elif self.mask == "anchor" or level in inputs.teacher.logits:
+                weight = self._weight(inputs, level, stride, teacher.shape[-2:])
+                valid = valid_cells(inputs.student.image_sizes, teacher.shape[-2:], stride)
+                yield Pair(student, teacher, weight=weight.to(teacher) * valid)
 
-    def _weight(
-        self, like: Tensor, teacher: DetectorOutput, targets: Sequence[Target] | None, level: str, stride: float
-    ) -> Tensor:
+    def _weight(self, inputs: KnowledgeInput, level: str, stride: float, size: torch.Size) -> Tensor:
         if self.mask == "anchor":
-            return anchor_mask(boxes_of(targets, "global(mask=anchor)"), like.shape[-2:], stride)
-        return confidence(teacher, level).detach().amax(2)
+            return anchor_mask(inputs.boxes("global(mask=anchor)"), size, stride)
+        return confidence(inputs.teacher, level).detach().amax(2)
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         if self.mask != "score":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,13 +12,14 @@ from detkds.alignment import response_mismatch
 from detkds.arguments import check_arguments
 from detkds.knowledge.responses import REGION
 from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, DetectorOutput, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("localization")
 @dataclass(frozen=True)
-class Localization:
+class Localization(Knowledge):
     """The regression numbers of each position: ``(N, 4, A, H, W)`` per level, ``(R, 4)`` of a region or query head.
 
     A class-wise region head is read at the class the teacher finds likeliest. The decoded boxes travel along for the
@@ -35,7 +36,6 @@ class Localization:
         every distance of the IoU family is defined.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "regression"
 
     weights: Weights = "confidence"
@@ -45,15 +45,10 @@ class Localization:
     def __post_init__(self) -> None:
         check_arguments(self)
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        student, teacher = inputs.student, inputs.teacher
         distributed = student.layout.bins_mismatch(teacher.layout) is None
-        for level, weight, divisor in position_weights(self.weights, self.per, student, teacher, levels):
+        for level, weight, divisor in position_weights(self.weights, self.per, inputs):
             read = _reader(teacher, level)
             # A head's rows come as a permuted view, over which all that follows would be slow.
             ours, theirs = (read(side.regression[level]).contiguous() for side in (student, teacher))

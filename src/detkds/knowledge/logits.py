@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from detkds.alignment import response_mismatch
 from detkds.arguments import check_arguments
 from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("logits")
 @dataclass(frozen=True)
-class Logits:
+class Logits(Knowledge):
     """Raw class logits: ``(N, K, A, H, W)`` per level of a dense head, ``(R, K+1)`` of a region or query head.
 
     A region teacher is asked about the student's own proposals, so that both speak of the same regions. Matched object
@@ -31,7 +32,6 @@ class Logits:
     Differs: the released code applies a sigmoid first, and takes objectness maps for two-stage detectors.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "logits"
 
     weights: Weights = "valid"
@@ -41,15 +41,10 @@ class Logits:
     def __post_init__(self) -> None:
         check_arguments(self)
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        student, teacher = inputs.student, inputs.teacher
         weights = "confidence" if (student.layout.kind, self.weights) == ("query", "valid") else self.weights
-        for level, weight, divisor in position_weights(weights, self.per, student, teacher, levels):
+        for level, weight, divisor in position_weights(weights, self.per, inputs):
             ours, theirs = student.logits[level].contiguous(), teacher.logits[level].contiguous()
             yield Pair(ours, theirs, kind="logits", weight=weight, divisor=divisor)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detkds.knowledge.general_instances import general_instances, general_refusal
 from detkds.knowledge.responses import REGION, confidence, probabilities, response_levels, valid_positions
-from detkds.structures import DetectorInfo, DetectorOutput
+from detkds.structures import DetectorInfo, DetectorOutput, KnowledgeInput
 
 Weights = Literal[
     "valid", "cells", "confidence", "peak", "difference", "positive", "negative", "general", "main", "vlr"
@@ -46,7 +46,7 @@ def weighting_refusal(weights: Weights, per: Per, student: DetectorInfo, teacher
 
 @torch.no_grad()
 def position_weights(
-    weights: Weights, per: Per, student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]
+    weights: Weights, per: Per, inputs: KnowledgeInput
 ) -> Iterator[tuple[str, Tensor | None, Tensor | float | None]]:
     """Level, weights ``(N, 1, A, H, W)`` or ``(R, 1)`` of rows, and what their sums are divided by.
 
@@ -55,12 +55,13 @@ def position_weights(
     Raises:
         ValueError: a region is needed, and the student's output marks none: it had no targets.
     """
+    student, teacher = inputs.student, inputs.teacher
     region = None
     if weights in _REGIONS:
-        boxes = general_instances(student, teacher, levels) if weights == "general" else None
+        boxes = general_instances(inputs) if weights == "general" else None
         region = _region(student, _REGIONS[weights], boxes)
     positives = _positives(student) if per == "positive" else None
-    for level, stride in response_levels(student, levels).items():
+    for level, stride in response_levels(inputs).items():
         weight = valid = None if weights == "cells" else valid_positions(student, student.logits[level], stride)
         if weights not in ("cells", "valid"):
             weight = _importance(weights, student, teacher, level) if region is None else region[level]

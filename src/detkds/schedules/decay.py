@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Schedule
 from detkds.registry import SCHEDULES
 
 
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
-class CosineDecay:
+class CosineDecay(Schedule):
     """From the whole weight to ``end`` of it at the last step, along half a cosine.
 
     Source: DAMO-YOLO (Xu et al., 2022) ends at 0.1 of the weight, YOLOv6 (Li et al., 2022) at 0.01.
     """
 
-    name: ClassVar[str]
     needs_total: ClassVar[bool] = True
 
     end: float = 0.1
@@ -35,13 +35,12 @@ class CosineDecay:
 
 @SCHEDULES.register("stop")
 @dataclass(frozen=True)
-class Stop:
+class Stop(Schedule):
     """The whole weight until ``at`` of the training, then none.
 
     Source: RTMDet (Lyu et al., 2022) distils for 280 of 300 epochs.
     """
 
-    name: ClassVar[str]
     needs_total: ClassVar[bool] = True
 
     at: float = 0.9

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 from detkds.transforms.precision import wide
@@ -18,7 +19,7 @@ from detkds.transforms.precision import wide
 
 @TRANSFORMS.register("satt")
 @dataclass(frozen=True)
-class SpatialAttention:
+class SpatialAttention(Transform):
     """Weigh each position by its share of the map's mean absolute activation.
 
     G = mean_c |F|, A = H W softmax_HW(G / tau), F -> A^power F. The mean of A over a map is 1.
@@ -30,7 +31,7 @@ class SpatialAttention:
     Source:  DetKDS, equation 4; the power 1/2 is that of the authors' code, ``power=1`` that of the paper.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     tau: float = 0.5
@@ -46,7 +47,7 @@ class SpatialAttention:
 
 @TRANSFORMS.register("catt")
 @dataclass(frozen=True)
-class ChannelAttention:
+class ChannelAttention(Transform):
     """Weigh each channel by its share of the image's mean absolute activation.
 
     G = mean_HW |F|, A = C softmax_C(G / tau), F -> A^power F. The mean of A over the channels is 1.
@@ -58,7 +59,7 @@ class ChannelAttention:
     Source:  DetKDS, equation 9; the power 1/2 is that of the authors' code, ``power=1`` that of the paper.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     tau: float = 0.5
@@ -74,7 +75,7 @@ class ChannelAttention:
 
 @TRANSFORMS.register("focal")
 @dataclass(frozen=True)
-class FocalAttention:
+class FocalAttention(Transform):
     """Weigh both sides by where, and in which channels, the teacher is strong.
 
     F -> sqrt(A_S A_C) F with the A of ``satt`` and ``catt``, both of the teacher's map as it comes, so that a squared
@@ -84,7 +85,7 @@ class FocalAttention:
     Source:  FGD (Yang et al., CVPR 2022), section 3.1.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     tau: float = 0.5
@@ -100,7 +101,7 @@ class FocalAttention:
 
 @TRANSFORMS.register("att_map")
 @dataclass(frozen=True)
-class AttentionMap:
+class AttentionMap(Transform):
     """Each side becomes its own attention: the A of ``satt`` (``spatial``) or of ``catt`` (``channel``).
 
     Args:
@@ -114,7 +115,7 @@ class AttentionMap:
         ``exponent=2, softmax=false`` and normalised over the positions.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     over: Literal["spatial", "channel"]

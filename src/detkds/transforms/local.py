@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("local")
 @dataclass(frozen=True)
-class Local:
+class Local(Transform):
     """Cut the map into an n x n grid of tiles, each one more sample of the batch.
 
     Maps that n does not divide are padded by repeating the last row and column; padded cells have weight 0. A map
@@ -28,7 +29,7 @@ class Local:
     Source:  DetKDS, section 3.2.
     """
 
-    stage: ClassVar[Literal["scale"]] = "scale"
+    stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     n: int
@@ -58,7 +59,7 @@ class Local:
 
 @TRANSFORMS.register("win")
 @dataclass(frozen=True)
-class Windows:
+class Windows(Transform):
     """Cut the map into windows of n x n cells, each window of each channel one more channel.
 
     Maps that n does not divide are padded with zeros of weight 0.
@@ -67,7 +68,7 @@ class Windows:
     Source:  what the authors' code does under the name of ``local``.
     """
 
-    stage: ClassVar[Literal["scale"]] = "scale"
+    stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     n: int

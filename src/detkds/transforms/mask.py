@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("mask")
 @dataclass(frozen=True)
-class RandomMask:
+class RandomMask(Transform):
     """Set a random ``ratio`` of the positions to zero in all channels, at the same places on both sides.
 
     F -> F * 1[R >= ratio], R ~ U(0, 1) per image and position; survivors are not rescaled. The draw comes from
@@ -27,7 +28,7 @@ class RandomMask:
     Differs: the authors' code draws anew for each side (``shared=false``), so that equal sides are not equal after it.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     ratio: float = 0.65

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 from detkds.transforms.precision import wide
@@ -18,7 +19,7 @@ _EPS = 1e-6
 
 @TRANSFORMS.register("minmax")
 @dataclass(frozen=True)
-class MinMax:
+class MinMax(Transform):
     """Map the smallest value to 0 and the largest to 1: (x - min) / (max - min + 1e-6).
 
     ``scope`` says whose extremes: each ``sample``'s own, or those of the whole ``batch``.
@@ -28,7 +29,7 @@ class MinMax:
     Source:     DetKDS, table 2; the paper leaves the scope open, the authors' code takes the batch.
     """
 
-    stage: ClassVar[Literal["normalise"]] = "normalise"
+    stage: ClassVar[Stage] = "normalise"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature", "logits": "logits"}
 
     scope: Literal["sample", "batch"] = "sample"

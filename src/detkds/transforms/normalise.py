@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 from detkds.transforms.precision import wide
@@ -21,7 +22,7 @@ _NORM_EPS = 1e-12
 
 @TRANSFORMS.register("norm")
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(Transform):
     """Bring both sides to one scale along an axis: ``HW`` the positions, ``C`` the channels, ``N`` the batch.
 
     With sums over the n elements of the axis: ``std`` (x - mean) / (sigma + 1e-6), biased sigma; ``l2`` x / ||x||;
@@ -33,7 +34,7 @@ class Normalize:
     Source:     DetKDS, equation 6 (``std``); the authors' code has ``l2``.
     """
 
-    stage: ClassVar[Literal["normalise"]] = "normalise"
+    stage: ClassVar[Stage] = "normalise"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature", "logits": "logits"}
 
     axis: Literal["HW", "C", "N"]
@@ -65,7 +66,7 @@ class Normalize:
 
 @TRANSFORMS.register("norm_batch")
 @dataclass(frozen=True)
-class NormalizeBatch:
+class NormalizeBatch(Transform):
     """Standardise each channel over the batch and all positions: (x - mean) / (sigma + 1e-6), biased sigma.
 
     Followed by ``l2`` it is twice one minus the Pearson correlation of each channel.
@@ -74,7 +75,7 @@ class NormalizeBatch:
     Source:  PKD (Cao et al., NeurIPS 2022), equation 3; no running statistics.
     """
 
-    stage: ClassVar[Literal["normalise"]] = "normalise"
+    stage: ClassVar[Stage] = "normalise"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature", "logits": "logits"}
 
     def __call__(self, pair: Pair) -> Pair:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 from detkds.transforms.precision import wide
@@ -19,7 +20,7 @@ _NORM_EPS = 1e-12
 
 @TRANSFORMS.register("gram")
 @dataclass(frozen=True)
-class Gram:
+class Gram(Transform):
     """Inner products between the channels of each image (``C``) or between the maps of a batch (``N``).
 
     Every row is brought to length 1. Positions count in the products by the pair's weight, which ends here.
@@ -30,7 +31,7 @@ class Gram:
         ICCV 2019), equations 1-4 (``N``, with ``l2``).
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits"}
 
     axis: Literal["C", "N"]
@@ -50,7 +51,7 @@ class Gram:
 
 @TRANSFORMS.register("pairwise")
 @dataclass(frozen=True)
-class PairwiseDistances:
+class PairwiseDistances(Transform):
     """Euclidean distances between all maps of a batch, be they images or objects, in units of their mean.
 
     A map's distance to itself neither counts in the mean nor carries weight after it. Positions count in the
@@ -62,7 +63,7 @@ class PairwiseDistances:
         instances.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits"}
 
     def __call__(self, pair: Pair) -> Pair:

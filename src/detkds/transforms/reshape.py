@@ -9,13 +9,14 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("reshape")
 @dataclass(frozen=True)
-class Reshape:
+class Reshape(Transform):
     """One row per image (``N``), one row of positions per image and channel (``C``), or one per class alone (``K``).
 
     The elements and their weights stay the same, so that only distances over rows notice. A feature map becomes rows
@@ -29,7 +30,7 @@ class Reshape:
              NeurIPS 2022) runs along rows of K.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits", "logits": "logits", "probability": "probability"}
 
     axis: Literal["N", "C", "K"]

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("scale")
 @dataclass(frozen=True)
-class Scale:
+class Scale(Transform):
     """Pool windows of n x n cells; windows cut by the border pool the cells they have. ``scale(1)`` is the identity.
 
     The pair's weight is pooled by the maximum of the same windows.
@@ -27,7 +28,7 @@ class Scale:
     Differs: the authors' code pads with zeros, which replaces negative cells at the border.
     """
 
-    stage: ClassVar[Literal["scale"]] = "scale"
+    stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     n: int

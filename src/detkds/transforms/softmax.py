@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detkds.arguments import check_arguments
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 from detkds.transforms.precision import wide
@@ -17,7 +18,7 @@ from detkds.transforms.precision import wide
 
 @TRANSFORMS.register("softmax")
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(Transform):
     """Softmax over the channels (``C``: the classes, or the four sides of a box), or across samples (``N``).
 
     Across samples means the batch for logits, and the positions of one image and level for regression, where the
@@ -27,7 +28,7 @@ class Softmax:
     Source:  DetKDS, tables 2 and 5.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"logits": "probability", "regression": "sides"}
 
     axis: Literal["C", "N"] = "C"
