@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from inputs import BINS, CHANNELS, HEIGHT, WIDTH, Inputs, draw
 from methods import cells, reference
 from official import official
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 
 def fill(modules: Iterable[nn.Module], role: str) -> None:
@@ -230,7 +232,6 @@ def _masks(inputs: Inputs, head: Any, anchored: bool) -> list[Tensor]:
         anchors = torch.cat([centres - half, centres + half], -1).reshape(-1, 4)
         this = SimpleNamespace(get_anchors=lambda *a, one=anchors: ([[one]] * len(boxes), None), num_anchors=3)
         this._map_roi_levels = lambda rois, count: torch.zeros(len(rois), dtype=torch.int64)
-        overlaps = {"bbox_overlaps": lambda a, b: __import__("torchvision").ops.box_iou(a, b)}
-        with patch.dict("sys.modules", {"mmdet.core": SimpleNamespace(**overlaps)}):
-            masks += head.get_roi_mask(this, [shape], None, boxes)
+        sys.modules["mmdet.core"].bbox_overlaps = box_iou  # type: ignore[attr-defined]
+        masks += head.get_roi_mask(this, [shape], None, boxes)
     return masks
