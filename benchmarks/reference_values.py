@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def values_of(method: Method, clone: Path) -> dict[str, Any]:
     """``{case: {"loss": ..., "gradient": {group: ...}}}`` of one method."""
-    return {case: _values(method, clone, make_inputs(case, method.finest)) for case in CASES}
+    return {case: _values(method, clone, make_inputs(case, method.finest, method.levels)) for case in CASES}
 
 
 def _values(method: Method, clone: Path, inputs: Inputs) -> dict[str, Any]:

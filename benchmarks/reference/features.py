@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from inputs import BINS, CHANNELS, HEIGHT, WIDTH, Inputs, draw
+from inputs import BINS, CHANNELS, HEIGHT, STEP, WIDTH, Inputs, draw
 from methods import cells, reference
 from official import official
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ def fill(modules: Iterable[nn.Module], role: str) -> None:
     with torch.no_grad():
         for index, parameter in enumerate(chain.from_iterable(module.parameters() for module in modules)):
             parameter.data = 0.3 * draw(f"{role} {index}", parameter.numel()).view(parameter.shape)
+
+
+def fill_normed(conv: nn.Module, norm: nn.Module, role: str) -> None:
+    """The same of a convolution without bias and the normalization after it, of which the bias would have number 1."""
+    for index, parameter in zip((0, 2, 3), (*conv.parameters(), *norm.parameters()), strict=True):
+        parameter.data = 0.3 * draw(f"{role} {index}", parameter.numel()).view(parameter.shape)
 
 
 def per_level(inputs: Inputs) -> Iterable[tuple[str, Tensor, Tensor]]:
@@ -87,12 +93,12 @@ def fgd(inputs: Inputs, clone: Path) -> Tensor:
 @reference("mgd", "MGD")
 def mgd(inputs: Inputs, clone: Path) -> Tensor:
     """Weight and ratio of the configuration for RetinaNet; the masks of all levels come from one generator."""
-    total, generator = torch.zeros((), dtype=torch.float64), torch.Generator().manual_seed(0)
+    total, generator = torch.zeros((), dtype=torch.float64), torch.Generator().manual_seed(STEP)
     with official(clone / "det", "mmdet.distillation.losses.mgd") as [module]:
         for level, student, teacher in per_level(inputs):
             loss = module.FeatureLoss(CHANNELS, CHANNELS, level, alpha_mgd=2e-5, lambda_mgd=0.65)
             fill([loss.generation], f"adapter {level}")
-            keep = 1 - torch.rand(len(student), 1, *student.shape[2:], generator=generator)
+            keep = 1 - torch.rand(len(student), 1, *student.shape[2:], generator=generator, dtype=torch.float32)
             with patch.object(torch, "rand", lambda shape, keep=keep: keep):
                 total = total + loss(student, teacher)
     return total
@@ -120,11 +126,7 @@ def ickd(inputs: Inputs, clone: Path) -> Tensor:
     with official(clone / "Cifar100", "distiller_zoo.ICKD") as [module]:
         for level, student, teacher in per_level(inputs):
             loss = module.ICKDLoss(SimpleNamespace(s_dim=CHANNELS, feat_dim=CHANNELS))
-            loss.embed_s.conv2d.bias = None
-            weight = loss.embed_s.conv2d.weight
-            weight.data = 0.3 * draw(f"adapter {level} 0", weight.numel()).view(weight.shape)
-            for index, parameter in enumerate((loss.embed_s.l2norm.weight, loss.embed_s.l2norm.bias), 2):
-                parameter.data = 0.3 * draw(f"adapter {level} {index}", CHANNELS)
+            fill_normed(loss.embed_s.conv2d, loss.embed_s.l2norm, f"adapter {level}")
             total = total + 2.5 * loss([student], [teacher])[0]
     return total
 
@@ -163,14 +165,14 @@ def frs(inputs: Inputs, clone: Path) -> Tensor:
     return losses["distill_feat_loss"] + losses["distill_cls_loss"]
 
 
-@reference("defeat", "DeFeat.pytorch", finest=4)
+@reference("defeat", "DeFeat.pytorch", finest=4, levels=5)
 def defeat(inputs: Inputs, clone: Path) -> Tensor:
     """Weights of the VOC configuration."""
     kinds = "neck-adapt,neck-decouple,mask-neck-gt,pixel-wise,head-cls,KL-decouple,SampleSTU"
     return _defeat(inputs, clone, kinds, adapted(inputs, 3))
 
 
-@reference("defeat-features", "DeFeat.pytorch", finest=4)
+@reference("defeat-features", "DeFeat.pytorch", finest=4, levels=5)
 def defeat_features(inputs: Inputs, clone: Path) -> Tensor:
     """The same without the classes of proposals."""
     kinds = "neck-adapt,neck-decouple,mask-neck-gt,pixel-wise,SampleSTU"
@@ -179,7 +181,10 @@ def defeat_features(inputs: Inputs, clone: Path) -> Tensor:
 
 @reference("fgfi", "DeFeat.pytorch")
 def fgfi(inputs: Inputs, clone: Path) -> Tensor:
-    """The masks of the port in DeFeat's repository, of each level by itself, with the weight of FGFI."""
+    """The masks of the port in DeFeat's repository, of each level by itself, at the strength of FGFI's own script.
+
+    The port averages over the levels and divides by the channels too.
+    """
     return _defeat(inputs, clone, "neck-adapt,mask-neck-roi,pixel-wise,SampleSTU", adapted(inputs, 3, relu=True))
 
 
@@ -205,8 +210,8 @@ def _defeat(inputs: Inputs, clone: Path, kinds: str, adapters: dict[str, nn.Modu
                 return default
 
         weights = {"hint_neck_w": 3, "hint_neck_back_w": 12, "head_cls_w": 2, "head_cls_back_w": 2, "head_cls_T": 1}
-        if "roi" in kinds:  # one term per level, which DeFeat averages and FGFI does not know of
-            weights["hint_neck_w"] = 0.01 * len(inputs.strides)
+        if "roi" in kinds:
+            weights["hint_neck_w"] = 0.01 * len(inputs.strides) * CHANNELS
         settings = Settings(type=kinds, **weights)
         collected: dict[str, Tensor] = {}
         train.parse_losses = lambda losses: (collected.update(losses), {})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SEED = 2026
+STEP = 1000  # of the training, which random masks depend on; after every warm-up
 CHANNELS, CLASSES, BINS, ROWS = 6, 4, 9, 24
 HEIGHT, WIDTH = 128, 192
 
@@ -91,10 +92,10 @@ def draw(role: str, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def make_inputs(name: str, finest: int = 8) -> Inputs:
-    """The inputs of one of :data:`CASES`, on three levels from this stride on."""
+def make_inputs(name: str, finest: int = 8, levels: int = 3) -> Inputs:
+    """The inputs of one of :data:`CASES`, on so many levels from this stride on."""
     case = CASES[name]
-    strides = {f"p{(finest << step).bit_length() - 1}": finest << step for step in range(3)}
+    strides = {f"p{(finest << step).bit_length() - 1}": finest << step for step in range(levels)}
     teacher, student = _side(name, case, strides, None), None
     student = _side(name, case, strides, teacher)
     inputs = Inputs(case, strides, student, teacher, {}, (draw(f"{name} rows", ROWS, 1) > 0.4).double())

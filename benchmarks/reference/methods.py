@@ -20,7 +20,7 @@ class Method:
         repository: name of the folder of the clone.
         loss: from inputs and the path of the clone to a scalar.
         constant: whether the authors' loss has a part that does not depend on the student, which is taken off.
-        finest: pixels per cell of the finest level.
+        finest, levels: pixels per cell of the finest level, and the number of the levels.
     """
 
     policy: str
@@ -28,16 +28,19 @@ class Method:
     loss: Loss
     constant: bool
     finest: int
+    levels: int
 
 
 METHODS: dict[str, Method] = {}
 
 
-def reference(policy: str, repository: str, *, constant: bool = False, finest: int = 8) -> Callable[[Loss], Loss]:
+def reference(
+    policy: str, repository: str, *, constant: bool = False, finest: int = 8, levels: int = 3
+) -> Callable[[Loss], Loss]:
     """Register a function as the reference of a policy."""
 
     def register(loss: Loss) -> Loss:
-        METHODS[policy] = Method(policy, repository, loss, constant, finest)
+        METHODS[policy] = Method(policy, repository, loss, constant, finest, levels)
         return loss
 
     return register

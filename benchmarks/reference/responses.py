@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from features import adapted, fill, per_level
+from features import adapted, fill, fill_normed, per_level
 from inputs import BINS, CHANNELS, CLASSES, Inputs
 from methods import cells, reference
 from official import official
@@ -113,6 +113,11 @@ def _head_of(module: Any, reg_max: int) -> SimpleNamespace:
     )
 
 
+def _sides_of_cells(sides: Tensor) -> Tensor:
+    """``(N, 4, bins, A, H, W)`` as mmdetection's heads give it: ``(N, A 4 bins, H, W)``."""
+    return sides.permute(0, 3, 1, 2, 4, 5).flatten(1, 3)
+
+
 def _loss_single(module: Any, this: Any, inputs: Inputs, level: str, student: Any, teacher: Any) -> Any:
     (sides, scores), (soft_sides, soft_scores) = student, teacher
     images, count = len(inputs.case.sizes), labels(inputs, level).shape[1]
@@ -122,12 +127,12 @@ def _loss_single(module: Any, this: Any, inputs: Inputs, level: str, student: An
         this,
         torch.zeros(images, count, 4, dtype=torch.float64),
         cells(scores),
-        sides.flatten(1, 3),
+        _sides_of_cells(sides),
         labels(inputs, level),
         weights,
         torch.zeros(images, count, 4, dtype=torch.float64),
         (1, 1),
-        soft_sides.flatten(1, 3),
+        _sides_of_cells(soft_sides),
         cells(soft_scores),
         nothing,
         nothing,
@@ -175,11 +180,8 @@ def cofd(inputs: Inputs, clone: Path) -> Tensor:
     with official(clone / "Segmentation", "distiller") as [module]:
         for level, student, teacher in per_level(inputs):
             connect = module.build_feature_connector(CHANNELS, CHANNELS)
-            fill(connect[:1], f"adapter {level}")
-            with torch.no_grad():
-                for index, parameter in enumerate(connect[1].parameters(), 2):
-                    fill([nn.ParameterList([parameter])], f"adapter {level}")
-            total = total + module.distillation_loss(connect.double()(student), teacher, _margin(teacher))
+            fill_normed(*connect, f"adapter {level}")
+            total = total + module.distillation_loss(connect(student), teacher, _margin(teacher))
     return 1e-5 * total / len(inputs.case.sizes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class FCOS(DenseDetector):
         score_threshold, nms_threshold, topk_candidates, max_detections: of the predictions.
         mean, std: input normalisation; None means the body's own.
     """
+
+    regions: ClassVar[tuple[str, ...]] = (*DenseDetector.regions, "centerness")
 
     def __init__(
         self,
@@ -93,6 +95,18 @@ class FCOS(DenseDetector):
         )
         layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.points_key, tuple(class_names))
         super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
+
+    def region(self, name: str, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """See :meth:`DenseDetector.region`; ``centerness`` is what the losses want of that branch at positives."""
+        if name != "centerness":
+            return super().region(name, heads, anchors, objects)
+        matched = self.match(heads, anchors, objects)
+        boxes = torch.cat(anchors)
+        points = (boxes[:, :2] + boxes[:, 2:])[None] / 2
+        wanted = objects.boxes.gather(1, matched.clamp_min(0)[..., None].expand(-1, -1, 4))
+        sides = torch.stack((points - wanted[..., :2], wanted[..., 2:] - points), -1)  # (N, M, x and y, 2)
+        share = (sides.amin(-1) / sides.amax(-1)).prod(-1).clamp_min(0).sqrt()
+        return torch.where(matched >= 0, share, 0.0)
 
     def tower(self, head: Any, branch: Branch) -> Tower:
         """See :meth:`DenseDetector.tower`; the centreness is left out."""
