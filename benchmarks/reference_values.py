@@ -28,13 +28,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent / "reference"))
 
 import features
+import instances
 import responses
 import torch
 from inputs import CASES, SEED, Inputs, make_inputs
 from methods import METHODS, Method
 
 OUT = Path(__file__).resolve().parents[1] / "tests" / "policies" / "reference"
-REGISTERED = (features, responses)
+REGISTERED = (features, instances, responses)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from detkds import Distiller, Policy, list_policies, load_policy
 from detkds.structures import (
@@ -37,7 +38,7 @@ RECORDS = [json.loads(path.read_text(encoding="utf-8")) for path in (Path(__file
 VALUES: dict[str, dict[str, Any]] = {name: values for record in RECORDS for name, values in record["values"].items()}
 LEVELS = {"defeat": (4, 5), "defeat-features": (4, 5)}
 """The pixels per cell of the finest level and the number of levels, where they are not 8 and 3."""
-CONSTANT = {"frs", "maskd", "gid"}
+CONSTANT = {"frs", "maskd"}
 """Policies whose authors' loss has a part that does not depend on the student."""
 REGION = {"kd", "dist", "defeat"}
 TOLERANCE = 1e-5
@@ -111,9 +112,19 @@ def output_of(side: Any, inputs: Any, info: DetectorInfo, sides: int) -> Detecto
         side.regression,
         side.boxes,
         side.distributions,
-        region=lambda name, boxes=None: inputs.regions[name],
+        region=lambda name, boxes=None: inputs.regions[name] if boxes is None else overlapping(inputs, boxes),
         branches=Head(side.features, anchors, ends),
     )
+
+
+def overlapping(inputs: Any, boxes: list[Tensor]) -> dict[str, Tensor]:
+    """1 at the student's boxes that overlap one of these by an IoU over 0.2: an assignment as simple as any."""
+    marked = {}
+    for level, there in inputs.student.boxes.items():
+        rows = there.detach().flatten(2).transpose(1, 2)
+        hits = [(box_iou(one, two) > 0.2).any(1).double() for one, two in zip(rows, boxes, strict=True)]
+        marked[level] = torch.stack(hits).view_as(there[:, :1])
+    return marked
 
 
 def fill(modules: list[nn.Module] | list[nn.Conv2d], role: str) -> None:
