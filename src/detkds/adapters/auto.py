@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from detkds.adapters.conv import Conv
+from detkds.arguments import piece
 from detkds.protocols import Adapter
 from detkds.registry import ADAPTERS
 
 
 @ADAPTERS.register("auto")
-@dataclass(frozen=True)
+@piece
 class Auto(Adapter):
     """A 1x1 convolution where the channels differ, and nothing where they agree.
 

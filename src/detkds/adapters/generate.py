@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from detkds.adapters.auto import Auto
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.protocols import Adapter
 from detkds.registry import ADAPTERS
 from detkds.structures import Pair
@@ -18,7 +18,7 @@ from detkds.transforms.mask import RandomMask
 
 
 @ADAPTERS.register("generate")
-@dataclass(frozen=True)
+@piece
 class Generate(Adapter):
     """Set a random ``ratio`` of the student's positions to zero, then two 3x3 convolutions with a ReLU between.
 
@@ -29,12 +29,7 @@ class Generate(Adapter):
 
     draws: ClassVar[bool] = True
 
-    ratio: float = 0.65
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.ratio >= 1:
-            raise ValueError(f"ratio: expected a number > 0 and < 1, got {self.ratio!r}")
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.65
 
     def build(self, student: int, teacher: int, generator: torch.Generator) -> nn.Module:
         """The generator from ``student`` to ``teacher`` channels."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.distances.reduction import ROW_KINDS, prepared
 from detkds.protocols import Distance
 from detkds.registry import DISTANCES
@@ -19,7 +19,7 @@ _EPS = 1e-6
 
 
 @DISTANCES.register("correlation")
-@dataclass(frozen=True)
+@piece
 class Correlation(Distance):
     """How far each channel's correlation of student and teacher is from 1, on a logarithmic scale.
 
@@ -35,12 +35,7 @@ class Correlation(Distance):
 
     kinds: ClassVar[frozenset[Kind]] = ROW_KINDS
 
-    alpha: float = 1.01
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.alpha <= 0.5:
-            raise ValueError(f"alpha: expected a number > 0.5, got {self.alpha!r}")
+    alpha: Annotated[float, Field(gt=0.5)] = 1.01
 
     def __call__(self, pair: Pair) -> Tensor:
         pair = prepared(pair).masked()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from detkds.arguments import piece
 from detkds.distances.reduction import ROW_KINDS, row_distance
 from detkds.protocols import Distance
 from detkds.registry import DISTANCES
@@ -19,7 +19,7 @@ _EPS = 1e-8
 
 
 @DISTANCES.register("cosine")
-@dataclass(frozen=True)
+@piece
 class Cosine(Distance):
     """One minus the cosine of the angle between student and teacher rows.
 
@@ -39,7 +39,7 @@ class Cosine(Distance):
 
 
 @DISTANCES.register("pearson")
-@dataclass(frozen=True)
+@piece
 class Pearson(Distance):
     """One minus the correlation of student and teacher along each row.
 

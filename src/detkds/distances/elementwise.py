@@ -7,14 +7,13 @@ Publications differ in it, so their weights fit their own choice alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Positive, piece
 from detkds.distances.reduction import ALL_KINDS, Per, element_distance
 from detkds.protocols import Distance
 from detkds.registry import DISTANCES
@@ -22,7 +21,7 @@ from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("l1")
-@dataclass(frozen=True)
+@piece
 class L1(Distance):
     """Mean absolute difference, mean |s - t|.
 
@@ -34,15 +33,12 @@ class L1(Distance):
 
     per: Per = "element"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
     def __call__(self, pair: Pair) -> Tensor:
         return element_distance(pair, lambda student, teacher: (student - teacher).abs(), self.per)
 
 
 @DISTANCES.register("l2")
-@dataclass(frozen=True)
+@piece
 class L2(Distance):
     """Mean squared difference, mean (s - t)^2.
 
@@ -55,15 +51,12 @@ class L2(Distance):
 
     per: Per = "element"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
     def __call__(self, pair: Pair) -> Tensor:
         return element_distance(pair, partial(F.mse_loss, reduction="none"), self.per)
 
 
 @DISTANCES.register("smooth_l1")
-@dataclass(frozen=True)
+@piece
 class SmoothL1(Distance):
     """Squared where the sides are near, absolute where they are far.
 
@@ -76,11 +69,8 @@ class SmoothL1(Distance):
 
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
 
-    beta: float = 1.0
+    beta: Positive = 1.0
     per: Per = "element"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Tensor:
         return element_distance(pair, partial(F.smooth_l1_loss, reduction="none", beta=self.beta), self.per)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from detkds.arguments import piece
 from detkds.distances.reduction import ALL_KINDS, prepared
 from detkds.protocols import Distance
 from detkds.registry import DISTANCES
@@ -15,7 +15,7 @@ from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("euclidean")
-@dataclass(frozen=True)
+@piece
 class Euclidean(Distance):
     """Root of the weighted sum of squares over everything, sqrt(sum w (s - t)^2).
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.distances.reduction import BOX_KINDS, row_distance
 from detkds.protocols import Distance
 from detkds.registry import DISTANCES
@@ -38,7 +37,7 @@ class _Overlap(NamedTuple):
 
 
 @DISTANCES.register("iou")
-@dataclass(frozen=True)
+@piece
 class IoU(Distance):
     """One minus intersection over union, or minus its logarithm.
 
@@ -56,9 +55,6 @@ class IoU(Distance):
 
     log: bool = False
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
     def __call__(self, pair: Pair) -> Tensor:
         def distance(student: Tensor, teacher: Tensor) -> Tensor:
             overlap = _overlap(student, teacher).iou
@@ -68,7 +64,7 @@ class IoU(Distance):
 
 
 @DISTANCES.register("giou")
-@dataclass(frozen=True)
+@piece
 class GIoU(Distance):
     """One minus IoU, plus the share of the enclosing box that neither box covers.
 
@@ -89,7 +85,7 @@ class GIoU(Distance):
 
 
 @DISTANCES.register("diou")
-@dataclass(frozen=True)
+@piece
 class DIoU(Distance):
     """One minus IoU, plus the squared distance of the centres over the enclosing box's squared diagonal.
 
@@ -109,7 +105,7 @@ class DIoU(Distance):
 
 
 @DISTANCES.register("ciou")
-@dataclass(frozen=True)
+@piece
 class CIoU(Distance):
     """The DIoU distance plus alpha v, which compares aspect ratios.
 
@@ -133,7 +129,7 @@ class CIoU(Distance):
 
 
 @DISTANCES.register("eiou")
-@dataclass(frozen=True)
+@piece
 class EIoU(Distance):
     """The DIoU distance plus the squared differences of width and height over those of the enclosing box.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detkds.arguments import check_arguments
+from detkds.arguments import OddCount, Positive, piece
 from detkds.distances.reduction import prepared
 from detkds.protocols import Distance
 from detkds.registry import DISTANCES
@@ -26,7 +25,7 @@ _BLOCK = 16
 
 
 @DISTANCES.register("ssim")
-@dataclass(frozen=True)
+@piece
 class StructuralSimilarity(Distance):
     """Half of one minus the structural similarity of each channel around each position.
 
@@ -42,13 +41,8 @@ class StructuralSimilarity(Distance):
 
     kinds: ClassVar[frozenset[Kind]] = frozenset(("feature",))
 
-    window: int = 11
-    sigma: float = 1.5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.window % 2 == 0:
-            raise ValueError(f"window: expected an odd number of cells, got {self.window}")
+    window: OddCount = 11
+    sigma: Positive = 1.5
 
     def __call__(self, pair: Pair) -> Tensor:
         if pair.student.ndim != 4:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Positive, piece
 from detkds.knowledge.per_level import PerLevel
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
@@ -18,7 +17,7 @@ from detkds.structures import Kind, Pair
 
 
 @KNOWLEDGE.register("context")
-@dataclass(frozen=True)
+@piece
 class Context(Knowledge):
     """Both sides after a context block of their own, one pair ``(N, C, H, W)`` per level.
 
@@ -33,10 +32,7 @@ class Context(Knowledge):
 
     yields: ClassVar[Kind] = "feature"
 
-    ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    ratio: Positive = 0.5
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The blocks of both sides, for maps of these channels."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.localization import Localization
 from detkds.knowledge.logits import Logits
 from detkds.knowledge.weighting import Per, Positions
@@ -19,7 +19,7 @@ from detkds.structures import Branch, DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("crossed_logits")
-@dataclass(frozen=True)
+@piece
 class CrossedLogits(Knowledge):
     """As ``logits``, with the class scores that the teacher's head gives from halfway the student's.
 
@@ -38,12 +38,9 @@ class CrossedLogits(Knowledge):
 
     yields: ClassVar[Kind] = "logits"
 
-    after: int = 3
+    after: Count = 3
     per: Per = "weight"
     positions: Positions = "valid"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         yield from self._plain(_crossed(inputs, "classification", self.after))
@@ -57,7 +54,7 @@ class CrossedLogits(Knowledge):
 
 
 @KNOWLEDGE.register("crossed_localization")
-@dataclass(frozen=True)
+@piece
 class CrossedLocalization(Knowledge):
     """As ``localization``, with the boxes that the teacher's head gives from halfway the student's.
 
@@ -70,13 +67,10 @@ class CrossedLocalization(Knowledge):
 
     yields: ClassVar[Kind] = "regression"
 
-    after: int = 3
+    after: Count = 3
     per: Per = "weight"
     bins: bool = False
     positions: Positions = "valid"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         yield from self._plain(_crossed(inputs, "regression", self.after))

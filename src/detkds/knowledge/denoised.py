@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from detkds.adapters.conv import BatchNorm, convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.per_level import PerLevel
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
@@ -21,7 +21,7 @@ _FIRST_BETA, _LAST_BETA = 1e-4, 0.02
 
 
 @KNOWLEDGE.register("denoised")
-@dataclass(frozen=True)
+@piece
 class Denoised(Knowledge):
     """The student's map after denoising and the teacher's, and the noise that the denoiser sees and the true one.
 
@@ -43,12 +43,7 @@ class Denoised(Knowledge):
 
     yields: ClassVar[Kind] = "feature"
 
-    steps: int = 5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.steps > _TIMES // 2:
-            raise ValueError(f"steps: expected a whole number <= {_TIMES // 2}, got {self.steps}")
+    steps: Annotated[Count, Field(le=_TIMES // 2)] = 5
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The denoisers and their surroundings, for maps of these channels."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 
-from detkds.arguments import check_arguments
+from detkds.arguments import NonNegative, piece
 from detkds.knowledge.geometry import fits_level, foreground_weight, valid_cells
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
@@ -16,7 +15,7 @@ from detkds.structures import Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("fgbg")
-@dataclass(frozen=True)
+@piece
 class ForegroundBackground(Knowledge):
     """Two pairs ``(N, C, H, W)`` per level: cells inside ground-truth boxes, and the rest.
 
@@ -41,7 +40,7 @@ class ForegroundBackground(Knowledge):
         are divided by the stride.
     """
 
-    background: float = 0.5
+    background: NonNegative = 0.5
     mask: Literal["area", "binary"] = "area"
     assign: Literal["all", "fpn"] = "all"
     balance: Literal["batch", "image"] = "batch"
@@ -50,12 +49,6 @@ class ForegroundBackground(Knowledge):
     positions: Literal["valid", "all"] = "valid"
 
     yields: ClassVar[Kind] = "feature"
-
-    def __post_init__(self) -> None:
-        if self.background == 0 and not isinstance(self.background, bool):
-            replace(self, background=1.0)  # checks the others
-        else:
-            check_arguments(self)
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         boxes = inputs.boxes("fgbg")

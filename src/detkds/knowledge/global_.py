@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from detkds.alignment import response_mismatch
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.knowledge.anchor_mask import anchor_mask
 from detkds.knowledge.geometry import valid_cells
 from detkds.knowledge.responses import confidence
@@ -20,7 +19,7 @@ from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("global")
-@dataclass(frozen=True)
+@piece
 class Global(Knowledge):
     """The feature maps of the pyramid, one pair ``(N, C, H, W)`` per level.
 
@@ -38,9 +37,6 @@ class Global(Knowledge):
     positions: Literal["valid", "all"] = "valid"
 
     yields: ClassVar[Kind] = "feature"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     @property
     def reads_responses(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Positive, piece
 from detkds.knowledge.per_level import PerLevel
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
@@ -18,7 +17,7 @@ from detkds.structures import Kind, Pair
 
 
 @KNOWLEDGE.register("guided")
-@dataclass(frozen=True)
+@piece
 class Guided(Knowledge):
     """The student's map after a 1x1 convolution and the teacher's, weighed by the attention of both.
 
@@ -35,11 +34,8 @@ class Guided(Knowledge):
 
     yields: ClassVar[Kind] = "feature"
 
-    tau: float = 0.5
+    tau: Positive = 0.5
     channels: bool = False
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The convolutions, for maps of these channels."""

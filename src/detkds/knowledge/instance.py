@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.crops import Crops
 from detkds.knowledge.general_instances import general_instances, general_refusal
 from detkds.knowledge.geometry import fits_level
@@ -18,7 +17,7 @@ from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("instance")
-@dataclass(frozen=True)
+@piece
 class Instance(Knowledge):
     """Features inside each object, cropped before any transform: ``(R, C, size, size)`` per level, R objects.
 
@@ -36,14 +35,11 @@ class Instance(Knowledge):
         7 x 7, as region heads take, costs a quarter.
     """
 
-    size: int = 7
+    size: Count = 7
     assign: Literal["all", "fpn", "pooled"] = "all"
     source: Literal["gt", "gi"] = "gt"
 
     yields: ClassVar[Kind] = "feature"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     @property
     def reads_responses(self) -> bool:

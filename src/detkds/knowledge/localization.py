@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from detkds.alignment import response_mismatch
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.knowledge.responses import REGION
 from detkds.knowledge.weighting import Per, Positions, Weighting, Weights
 from detkds.protocols import Knowledge
@@ -18,7 +17,7 @@ from detkds.structures import DetectorInfo, DetectorOutput, Kind, KnowledgeInput
 
 
 @KNOWLEDGE.register("localization")
-@dataclass(frozen=True)
+@piece
 class Localization(Knowledge):
     """The regression numbers of each position: ``(N, 4, A, H, W)`` per level, ``(R, 4)`` of a region or query head.
 
@@ -43,9 +42,6 @@ class Localization(Knowledge):
     per: Per = "weight"
     bins: bool = False
     positions: Positions = "valid"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         student, teacher = inputs.student, inputs.teacher

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from detkds.alignment import response_mismatch
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.knowledge.weighting import Per, Positions, Weighting, Weights
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
@@ -15,7 +14,7 @@ from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("logits")
-@dataclass(frozen=True)
+@piece
 class Logits(Knowledge):
     """Raw class logits: ``(N, K, A, H, W)`` per level of a dense head, ``(R, K+1)`` of a region or query head.
 
@@ -39,9 +38,6 @@ class Logits(Knowledge):
     per: Per = "weight"
     scores: Literal["any", "sigmoid", "softmax"] = "any"
     positions: Positions = "valid"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         student, teacher = inputs.student, inputs.teacher

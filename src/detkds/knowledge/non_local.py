@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from detkds.adapters.conv import convolution
+from detkds.arguments import piece
 from detkds.knowledge.per_level import PerLevel
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
@@ -20,7 +20,7 @@ _POOLS, _REDUCTIONS = (8, 4, 2, 2), (4, 4, 2, 2)  # of the first four levels; fu
 
 
 @KNOWLEDGE.register("non_local")
-@dataclass(frozen=True)
+@piece
 class NonLocal(Knowledge):
     """Both sides after a non-local block of their own, the student's then after a 1x1 convolution; one pair per level.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.knowledge.per_level import PerLevel
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
@@ -18,7 +17,7 @@ from detkds.structures import Kind, Pair
 
 
 @KNOWLEDGE.register("pooled")
-@dataclass(frozen=True)
+@piece
 class Pooled(Knowledge):
     """The means of both maps, the student's after a learned linear layer or convolution.
 
@@ -32,9 +31,6 @@ class Pooled(Knowledge):
     yields: ClassVar[Kind] = "feature"
 
     over: Literal["positions", "channels"] = "positions"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The layers, for maps of these channels."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.geometry import valid_cells
 from detkds.knowledge.global_ import Global
 from detkds.knowledge.responses import confidence
@@ -25,7 +24,7 @@ _DICE_EPS = 1e-12
 
 
 @KNOWLEDGE.register("receptive")
-@dataclass(frozen=True)
+@piece
 class Receptive(Knowledge):
     """Both maps under the masks of receptive tokens, and what the tokens learn from. Made for ``l2`` alone.
 
@@ -48,10 +47,7 @@ class Receptive(Knowledge):
 
     yields: ClassVar[Kind] = "feature"
 
-    tokens: int = 6
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    tokens: Count = 6
 
     @property
     def reads_responses(self) -> bool:

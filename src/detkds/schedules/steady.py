@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from detkds.arguments import piece
 from detkds.protocols import Schedule
 from detkds.registry import SCHEDULES
 
 
 @SCHEDULES.register("constant")
-@dataclass(frozen=True)
+@piece
 class Constant(Schedule):
     """The whole weight at every step."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, Positive, piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
@@ -18,7 +17,7 @@ from detkds.transforms.precision import wide
 
 
 @TRANSFORMS.register("satt")
-@dataclass(frozen=True)
+@piece
 class SpatialAttention(Transform):
     """Weigh each position by its share of the map's mean absolute activation.
 
@@ -34,19 +33,16 @@ class SpatialAttention(Transform):
     stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    tau: float = 0.5
-    power: float = 0.5
+    tau: Positive = 0.5
+    power: Positive = 0.5
     source: Literal["own", "teacher"] = "own"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         return _weighted(pair, self.source, lambda feature: _spatial(feature, self.tau, self.power))
 
 
 @TRANSFORMS.register("catt")
-@dataclass(frozen=True)
+@piece
 class ChannelAttention(Transform):
     """Weigh each channel by its share of the image's mean absolute activation.
 
@@ -62,19 +58,16 @@ class ChannelAttention(Transform):
     stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    tau: float = 0.5
-    power: float = 0.5
+    tau: Positive = 0.5
+    power: Positive = 0.5
     source: Literal["own", "teacher"] = "own"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         return _weighted(pair, self.source, lambda feature: _channel(feature, self.tau, self.power))
 
 
 @TRANSFORMS.register("focal")
-@dataclass(frozen=True)
+@piece
 class FocalAttention(Transform):
     """Weigh both sides by where, and in which channels, the teacher is strong.
 
@@ -88,10 +81,7 @@ class FocalAttention(Transform):
     stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    tau: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    tau: Positive = 0.5
 
     def __call__(self, pair: Pair) -> Pair:
         return _weighted(
@@ -100,7 +90,7 @@ class FocalAttention(Transform):
 
 
 @TRANSFORMS.register("att_map")
-@dataclass(frozen=True)
+@piece
 class AttentionMap(Transform):
     """Each side becomes its own attention: the A of ``satt`` (``spatial``) or of ``catt`` (``channel``).
 
@@ -119,12 +109,9 @@ class AttentionMap(Transform):
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     over: Literal["spatial", "channel"]
-    tau: float = 0.5
-    exponent: int = 1
+    tau: Positive = 0.5
+    exponent: Count = 1
     softmax: bool = True
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         if self.over == "channel":

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
+from detkds.arguments import piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("decode")
-@dataclass(frozen=True)
+@piece
 class Decode(Transform):
     """Put the boxes that both detectors decode at the same anchors, xyxy in pixels, in place of their numbers.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
+from detkds.arguments import piece
 from detkds.errors import PairError
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
@@ -13,7 +14,7 @@ from detkds.structures import DetectorInfo, Kind, Pair
 
 
 @TRANSFORMS.register("edges")
-@dataclass(frozen=True)
+@piece
 class Edges(Transform):
     """Put the logits that both detectors predict over the distance of each side in place of their numbers.
 

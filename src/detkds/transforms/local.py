@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("local")
-@dataclass(frozen=True)
+@piece
 class Local(Transform):
     """Cut the map into an n x n grid of tiles, each one more sample of the batch.
 
@@ -32,10 +31,7 @@ class Local(Transform):
     stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    n: int
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    n: Count
 
     def __call__(self, pair: Pair) -> Pair:
         height, width = pair.student.shape[2:]
@@ -58,7 +54,7 @@ class Local(Transform):
 
 
 @TRANSFORMS.register("win")
-@dataclass(frozen=True)
+@piece
 class Windows(Transform):
     """Cut the map into windows of n x n cells, each window of each channel one more channel.
 
@@ -71,10 +67,7 @@ class Windows(Transform):
     stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    n: int
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    n: Count
 
     def __call__(self, pair: Pair) -> Pair:
         channels, height, width = pair.student.shape[1:]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
@@ -18,7 +17,7 @@ _EPS = 1e-6
 
 
 @TRANSFORMS.register("minmax")
-@dataclass(frozen=True)
+@piece
 class MinMax(Transform):
     """Map the smallest value to 0 and the largest to 1: (x - min) / (max - min + 1e-6).
 
@@ -33,9 +32,6 @@ class MinMax(Transform):
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature", "logits": "logits"}
 
     scope: Literal["sample", "batch"] = "sample"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         return pair.map(self._stretched) if pair.student.numel() else pair

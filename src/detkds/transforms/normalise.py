@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
@@ -22,7 +21,7 @@ _NORM_EPS = 1e-12
 
 
 @TRANSFORMS.register("norm")
-@dataclass(frozen=True)
+@piece
 class Normalize(Transform):
     """Bring both sides to one scale along an axis: ``HW`` the positions, ``C`` the channels, ``N`` the batch.
 
@@ -40,9 +39,6 @@ class Normalize(Transform):
 
     axis: Literal["HW", "C", "N"]
     mode: Literal["auto", "std", "l2", "rms"] = "auto"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         dims = self._dims(pair.student)
@@ -66,7 +62,7 @@ class Normalize(Transform):
 
 
 @TRANSFORMS.register("norm_batch")
-@dataclass(frozen=True)
+@piece
 class NormalizeBatch(Transform):
     """Standardise each channel over the batch and all positions: (x - mean) / (sigma + 1e-6).
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from detkds.arguments import piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("sigmoid")
-@dataclass(frozen=True)
+@piece
 class Sigmoid(Transform):
     """1 / (1 + exp(-x)) of every number: logits become probabilities, regression the sides of a box.
 
@@ -30,7 +30,7 @@ class Sigmoid(Transform):
 
 
 @TRANSFORMS.register("pow2")
-@dataclass(frozen=True)
+@piece
 class Square(Transform):
     """x^2 of every number: logits stay scores, regression becomes the sides of a box.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
@@ -19,7 +18,7 @@ _NORM_EPS = 1e-12
 
 
 @TRANSFORMS.register("gram")
-@dataclass(frozen=True)
+@piece
 class Gram(Transform):
     """Inner products between the channels of each image (``C``) or between the maps of a batch (``N``).
 
@@ -36,9 +35,6 @@ class Gram(Transform):
 
     axis: Literal["C", "N"]
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
     def __call__(self, pair: Pair) -> Pair:
         pair = _counted(pair)
         return pair.map(self._products, kind=self.kinds[pair.kind], weight=None)
@@ -50,7 +46,7 @@ class Gram(Transform):
 
 
 @TRANSFORMS.register("pairwise")
-@dataclass(frozen=True)
+@piece
 class PairwiseDistances(Transform):
     """Euclidean distances between all maps of a batch, be they images or objects, in units of their mean.
 

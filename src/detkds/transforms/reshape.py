@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("reshape")
-@dataclass(frozen=True)
+@piece
 class Reshape(Transform):
     """One row per image (``N``), per image and channel (``C``), per class alone (``K``), or per cell (``cell``).
 
@@ -35,9 +34,6 @@ class Reshape(Transform):
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits", "logits": "logits", "probability": "probability"}
 
     axis: Literal["N", "C", "K", "cell"]
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         shape = pair.student.shape

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("scale")
-@dataclass(frozen=True)
+@piece
 class Scale(Transform):
     """Pool windows of n x n cells; windows cut by the border pool the cells they have. ``scale(1)`` is the identity.
 
@@ -31,11 +30,8 @@ class Scale(Transform):
     stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    n: int
+    n: Count
     pool: Literal["max", "avg"] = "max"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         if self.n == 1:

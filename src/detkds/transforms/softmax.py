@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
@@ -17,7 +16,7 @@ from detkds.transforms.precision import wide
 
 
 @TRANSFORMS.register("softmax")
-@dataclass(frozen=True)
+@piece
 class Softmax(Transform):
     """Softmax over the channels (``C``: the classes, or the four sides of a box), or across samples (``N``).
 
@@ -32,9 +31,6 @@ class Softmax(Transform):
     kinds: ClassVar[Mapping[Kind, Kind]] = {"logits": "probability", "regression": "sides"}
 
     axis: Literal["C", "N"] = "C"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         if self.axis == "C":
