@@ -21,7 +21,7 @@ _SIGNATURES: dict[str, dict[str, Any]] = {
     "local": {"n": _REQUIRED},
     "win": {"n": _REQUIRED},
     "norm": {"axis": _REQUIRED, "mode": "auto"},
-    "norm_batch": {},
+    "norm_batch": {"unbiased": False},
     "minmax": {"scope": "sample"},
     "reshape": {"axis": _REQUIRED},
     "l1": {"per": "element"},

@@ -27,6 +27,9 @@ from detkds.term_fields import OPTIONAL_PIECES, checked_fields
 
 Weighting = Literal["absolute", "gradient"]
 
+FIDELITIES = ("exact", "equivalent up to a stated factor", "approximate")
+"""How true a policy may be to what its source published, the best first."""
+
 _DESCRIPTIONS = ("policy", "source", "formula", "fidelity")
 """The keys of a policy file that describe it."""
 
@@ -138,7 +141,7 @@ class Policy:
     Attributes:
         name: what it is called; source: where it comes from.
         formula: the loss in plain text.
-        fidelity: ``exact`` where it is the published loss, else ``approximate: `` and in what it is not.
+        fidelity: one of :data:`FIDELITIES`, a colon, and what differs and by how much; ``exact`` may stand alone.
 
     Raises:
         PolicyError: something else than terms, or a fidelity that is neither.
@@ -282,10 +285,11 @@ def parse_policy(text: str, where: str = "policy", *, lines: bool = True) -> Pol
 
 
 def _fidelity_fault(fidelity: str) -> str | None:
-    kind, _, reason = fidelity.partition(": ")
-    if fidelity in ("", "exact") or (kind == "approximate" and reason.strip()):
+    word, _, reason = fidelity.partition(": ")
+    if fidelity in ("", "exact") or (word in FIDELITIES and reason.strip()):
         return None
-    return f"fidelity: expected 'exact', or 'approximate: ' and the reason, got {fidelity!r}"
+    words = " or ".join(f"'{word}: '" for word in FIDELITIES)
+    return f"fidelity: expected 'exact', or {words} and what differs, got {fidelity!r}"
 
 
 def _fields(

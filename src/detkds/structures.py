@@ -202,7 +202,8 @@ class Regions(Protocol):
 
         Without gradient. ``main`` has 1 where the detector's own losses see an object, and ``background`` where they
         see none; some positions, which they leave out, are in neither. ``vlr`` has the IoU of the anchors that lie
-        around an object, the valuable localization region of LD (Zheng et al. 2022).
+        around an object, the valuable localization region of LD (Zheng et al. 2022). ``centerness`` has what an FCOS
+        head should predict under that name at positives, and 0 elsewhere.
 
         Args:
             boxes: ``(R_i, 4)`` of each image, to be taken for the objects in place of the targets.

@@ -12,7 +12,7 @@ from torch import Tensor
 from detkds.arguments import Count, piece
 from detkds.knowledge.localization import Localization
 from detkds.knowledge.logits import Logits
-from detkds.knowledge.weighting import Per
+from detkds.knowledge.weighting import Per, Positions
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
 from detkds.structures import Branch, DetectorInfo, Kind, KnowledgeInput, Pair
@@ -30,6 +30,7 @@ class CrossedLogits(Knowledge):
     Args:
         after: convolutions of the student's own branch; the others are the teacher's.
         per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
+        positions: which positions take part; see :data:`detkds.knowledge.weighting.Positions`.
 
     Source: CrossKD (Wang et al., CVPR 2024), section 3.2 and the standardisation of the authors' code; ``after`` is 3
         for RetinaNet, ATSS and GFL, and 2 for FCOS.
@@ -39,12 +40,17 @@ class CrossedLogits(Knowledge):
 
     after: Count = 3
     per: Per = "weight"
+    positions: Positions = "valid"
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
-        yield from Logits(per=self.per)(_crossed(inputs, "classification", self.after))
+        yield from self._plain(_crossed(inputs, "classification", self.after))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return _refusal(student, teacher, self.after) or Logits(per=self.per).refusal(student, teacher)
+        return _refusal(student, teacher, self.after) or self._plain.refusal(student, teacher)
+
+    @property
+    def _plain(self) -> Logits:
+        return Logits(per=self.per, positions=self.positions)
 
 
 @KNOWLEDGE.register("crossed_localization")
@@ -53,7 +59,7 @@ class CrossedLocalization(Knowledge):
     """As ``localization``, with the boxes that the teacher's head gives from halfway the student's.
 
     Args:
-        after, per: see ``crossed_logits``.
+        after, per, positions: see ``crossed_logits``.
         bins: whether to refuse detectors without distributions over the same bins.
 
     Source: CrossKD (Wang et al., CVPR 2024), section 3.2.
@@ -64,14 +70,17 @@ class CrossedLocalization(Knowledge):
     after: Count = 3
     per: Per = "weight"
     bins: bool = False
+    positions: Positions = "valid"
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
-        yield from Localization(per=self.per)(_crossed(inputs, "regression", self.after))
+        yield from self._plain(_crossed(inputs, "regression", self.after))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return _refusal(student, teacher, self.after) or Localization(per=self.per, bins=self.bins).refusal(
-            student, teacher
-        )
+        return _refusal(student, teacher, self.after) or self._plain.refusal(student, teacher)
+
+    @property
+    def _plain(self) -> Localization:
+        return Localization(per=self.per, bins=self.bins, positions=self.positions)
 
 
 def _crossed(inputs: KnowledgeInput, branch: Branch, after: int) -> KnowledgeInput:

@@ -22,15 +22,23 @@ def valid_cells(image_sizes: Tensor, size: Sequence[int], stride: float) -> Tens
     return inside[:, None]
 
 
-def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: float) -> Tensor:
+def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: float, *, partial: bool = True) -> Tensor:
     """``(N, 1, H, W)``: the largest 1/area, in cells, of the boxes over each cell; 0 outside all boxes.
 
-    A box covers the cells ``[floor(x1/s), ceil(x2/s))`` by ``[floor(y1/s), ceil(y2/s))``, at least one.
+    A box covers the cells ``[floor(x1/s), ceil(x2/s))`` by ``[floor(y1/s), ceil(y2/s))``, at least one. Without
+    ``partial`` it covers ``[floor(x1/s), floor(x2/s))`` by ``[floor(y1/s), floor(y2/s))``, or where that is empty its
+    top left cell.
     """
     height, width = size
     padded = pad_sequence(list(boxes), batch_first=True)  # (N, R, 4)
     left, right = _span(padded[..., 0], padded[..., 2], stride, width)
     top, bottom = _span(padded[..., 1], padded[..., 3], stride, height)
+    if not partial:
+        right, bottom = (
+            (padded[..., side] / stride).floor().clamp(max=cells) for side, cells in ((2, width), (3, height))
+        )
+        empty = (right <= left) | (bottom <= top)
+        right, bottom = torch.where(empty, left + 1, right), torch.where(empty, top + 1, bottom)
     counts = torch.tensor([len(one) for one in boxes], device=padded.device)
     exists = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
     inverse_area = exists / ((right - left) * (bottom - top)).float()

@@ -26,13 +26,15 @@ class Global(Knowledge):
     Args:
         mask: what a position counts: ``none``, all alike; ``score``, by the teacher's largest class probability there,
             over classes and anchors; ``anchor``, 1 where an anchor overlaps an object about as much as the best one
-            does (:func:`~detkds.knowledge.anchor_mask.anchor_mask`) and 0 elsewhere. With a mask padding counts 0.
+            does (:func:`~detkds.knowledge.anchor_mask.anchor_mask`) and 0 elsewhere.
+        positions: whether, with a mask, those on padding count 0 (``valid``) or by the mask as others (``all``).
 
     Source: DetKDS section 3.1; FitNets (Romero et al., ICLR 2015) is this knowledge with no transform and ``l2``;
         ``score`` of FRS (Du et al., NeurIPS 2021); ``anchor`` of FGFI (Wang et al., CVPR 2019).
     """
 
     mask: Literal["none", "score", "anchor"] = "none"
+    positions: Literal["valid", "all"] = "valid"
 
     yields: ClassVar[Kind] = "feature"
 
@@ -46,9 +48,10 @@ class Global(Knowledge):
             if self.mask == "none":
                 yield Pair(student, teacher)
             elif self.mask == "anchor" or level in inputs.teacher.logits:
-                weight = self._weight(inputs, level, stride, teacher.shape[-2:])
-                valid = valid_cells(inputs.student.image_sizes, teacher.shape[-2:], stride)
-                yield Pair(student, teacher, weight=weight.to(teacher) * valid)
+                weight = self._weight(inputs, level, stride, teacher.shape[-2:]).to(teacher)
+                if self.positions == "valid":
+                    weight = weight * valid_cells(inputs.student.image_sizes, teacher.shape[-2:], stride)
+                yield Pair(student, teacher, weight=weight)
 
     def _weight(self, inputs: KnowledgeInput, level: str, stride: float, size: torch.Size) -> Tensor:
         if self.mask == "anchor":

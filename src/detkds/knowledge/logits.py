@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from detkds.alignment import response_mismatch
 from detkds.arguments import piece
-from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
+from detkds.knowledge.weighting import Per, Positions, Weighting, Weights
 from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
 from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
@@ -24,6 +24,7 @@ class Logits(Knowledge):
     Args:
         weights: what a position counts; see :data:`detkds.knowledge.weighting.Weights`.
         per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
+        positions: which positions take part; see :data:`detkds.knowledge.weighting.Positions`.
         scores: the kind of scores that the policy is for; heads of the other kind are refused.
 
     Source: DetKDS section 3.1; shared proposals as in DIST and MasKD (Huang et al., 2022, 2023); the weights of queries
@@ -36,11 +37,12 @@ class Logits(Knowledge):
     weights: Weights = "valid"
     per: Per = "weight"
     scores: Literal["any", "sigmoid", "softmax"] = "any"
+    positions: Positions = "valid"
 
     def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         student, teacher = inputs.student, inputs.teacher
         weights = "confidence" if (student.layout.kind, self.weights) == ("query", "valid") else self.weights
-        for level, weight, divisor in position_weights(weights, self.per, inputs):
+        for level, weight, divisor in Weighting(weights, self.per, self.positions).of_levels(inputs):
             ours, theirs = student.logits[level].contiguous(), teacher.logits[level].contiguous()
             yield Pair(ours, theirs, kind="logits", weight=weight, divisor=divisor)
 
@@ -49,4 +51,4 @@ class Logits(Knowledge):
             return reason
         if self.scores not in ("any", student.layout.activation):
             return f"scores={self.scores} is for heads of such scores, not for {student.layout.activation}"
-        return weighting_refusal(self.weights, self.per, student, teacher)
+        return Weighting(self.weights, self.per, self.positions).refusal(student, teacher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class FCOS(DenseDetector):
     Options are those of :class:`FCOSOptions`.
     """
 
+    regions: ClassVar[tuple[str, ...]] = (*DenseDetector.regions, "centerness")
+
     @with_options_of(FCOSOptions)
     def __init__(self, class_names: Sequence[str], backbone: str = "resnet50", **options: Any) -> None:
         given = FCOSOptions.checked("fcos", class_names=class_names, backbone=backbone, **options)
@@ -60,6 +62,18 @@ class FCOS(DenseDetector):
             topk_candidates=given.topk_candidates,
         )
         super().__init__(given, body, model, grid, regression="sides")
+
+    def region(self, name: str, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """See :meth:`DenseDetector.region`; ``centerness`` is what the losses want of that branch at positives."""
+        if name != "centerness":
+            return super().region(name, heads, anchors, objects)
+        matched = self.match(heads, anchors, objects)
+        boxes = torch.cat(anchors)
+        points = (boxes[:, :2] + boxes[:, 2:])[None] / 2
+        wanted = objects.boxes.gather(1, matched.clamp_min(0)[..., None].expand(-1, -1, 4))
+        sides = torch.stack((points - wanted[..., :2], wanted[..., 2:] - points), -1)  # (N, M, x and y, 2)
+        share = (sides.amin(-1) / sides.amax(-1)).prod(-1).clamp_min(0).sqrt()
+        return torch.where(matched >= 0, share, 0.0)
 
     def tower(self, head: Any, branch: Branch) -> Tower:
         """See :meth:`DenseDetector.tower`; the centerness is left out."""
