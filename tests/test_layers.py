@@ -34,7 +34,7 @@ FLOORS = {
 }
 NEIGHBOURS = {
     "registry": {"errors"},
-    "progress_sinks": {"errors", "progress"},
+    "progress_sinks": {"errors", "progress", "files"},
     "protocols": {"structures"},
     "term_fields": {"protocols", "structures"},
     "policy": {"protocols", "structures", "term_fields", "canonical"},

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, Seed, answering, print_json, stderr, stdout
+from detkds.cli.progress import ProgressOption, ProgressStyle, showing
 
 
 class Which(StrEnum):
@@ -27,6 +28,7 @@ def train(
     seed: Seed = None,
     fork: Fork = None,
     dry_run: DryRun = False,
+    progress_style: ProgressOption = ProgressStyle.AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Train the student or the teacher without distillation, and measure it on the test images.
@@ -43,11 +45,10 @@ def train(
 
             print_plan(resolved, lambda plan: estimate_training(plan, which.value), as_json)
             return
-        from detkds.cli.progress import showing
         from detkds.cli.tables import print_single
         from detkds.runs.train import run_train
 
-        with showing(stderr()) as progress:
+        with showing(stderr(), progress_style) as progress:
             done = run_train(resolved, which.value, seed, progress)
         if as_json:
             print_json({"weights": str(done.weights), "steps": str(done.steps), "metrics": done.metrics})
