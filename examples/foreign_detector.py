@@ -32,7 +32,10 @@ from detkds.data.digits import make_digits
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy, load_policy
 from detkds.structures import Batch, Detections
-from detkds.training.population import Candidate, Setting, train_candidates
+from detkds.training.loop import TrainingObserver
+from detkds.training.population import StudentSpec, train_population
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import StudentTrainer
 
 STRIDE = 4
 
@@ -121,6 +124,17 @@ def predictions(model: nn.Module, batch: Batch, raw: tuple[Tensor, Tensor]) -> l
 # --- A pair of them. ---
 
 
+class Steps(TrainingObserver):
+    """Keeps the losses of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[dict[str, float]] = []
+
+    def step(self, student: StudentTrainer, losses: dict[str, Tensor]) -> None:
+        self.losses.append({name: loss.item() for name, loss in losses.items()})
+
+
 def main(teacher_epochs: int = 6, epochs: int = 5) -> None:
     """Train the teacher, distil it into the foreign detector, and print its losses and its precision."""
     torch.set_num_threads(1)
@@ -144,20 +158,15 @@ def main(teacher_epochs: int = 6, epochs: int = 5) -> None:
             )
 
         config = TrainConfig(epochs=teacher_epochs, batch_size=4, optimizer="adamw", lr=0.008, warmup_steps=8)
-        alone = Setting(None, make_teacher, train, test, config, size, cpu)
-        [teacher] = train_candidates(alone, [Candidate("teacher", Policy())], seed=0)
+        alone = TrainingSetup(None, make_teacher, train, test, config, size, cpu)
+        [teacher] = train_population(alone, [StudentSpec("teacher", Policy())], seed=0)
 
         config = config.model_copy(update={"epochs": epochs})
-        pair = Setting(teacher.student, make_student, train, test, config, size, cpu)
-        steps: list[dict[str, float]] = []
-        [student] = train_candidates(
-            pair,
-            [Candidate("student", load_policy("pkd"))],
-            seed=0,
-            on_step=lambda member, found: steps.append({name: loss.item() for name, loss in found.items()}),
-        )
-        for name, first in steps[0].items():
-            print(f"{name}: {first:.2f} in the first step, {steps[-1][name]:.2f} in the last")
+        pair = TrainingSetup(teacher.student, make_student, train, test, config, size, cpu)
+        watching = Steps()
+        [student] = train_population(pair, [StudentSpec("student", load_policy("pkd"))], seed=0, observer=watching)
+        for name, first in watching.losses[0].items():
+            print(f"{name}: {first:.2f} in the first step, {watching.losses[-1][name]:.2f} in the last")
         assert student.metrics is not None, student.failure
         print(f"AP50 {100 * student.metrics.ap50:.1f} on the test images")
 

@@ -19,7 +19,7 @@ from detkds.evaluation.coco_ap import evaluate_boxes, evaluate_masks
 from detkds.evaluation.predict import predict_images
 from detkds.policy import Policy
 from detkds.structures import Detections
-from detkds.training.member import Member
+from detkds.training.student import StudentTrainer
 
 IMAGES, BATCH = 16, 8
 
@@ -101,8 +101,8 @@ def _learnt(name: str, recipe: Recipe, data: CocoDataset) -> dict[int, Detection
         body = {} if "size" in recipe.options else {"backbone": "narrow16", "neck_channels": 64}
         detector = build_detector(name, data.class_names, **body, **recipe.options)
     config = TrainConfig(optimizer="adamw", lr=recipe.lr, warmup_steps=20, clip_norm=10.0)
-    member = Member(name, detector, Policy([]), None, config, recipe.steps, seed=0, device=cpu)
+    trainer = StudentTrainer(name, detector, Policy([]), None, config, recipe.steps, seed=0, device=cpu)
     batches = list(evaluation_batches(data, size=recipe.size, batch_size=BATCH, masks=detector.info.masks))
     for step in range(recipe.steps):
-        member.train_step(batches[step % len(batches)], None)
+        trainer.train_step(batches[step % len(batches)], None)
     return dict(predict_images(detector, data, size=recipe.size, batch_size=BATCH, device=cpu))

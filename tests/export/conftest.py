@@ -14,7 +14,8 @@ from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.loader import evaluation_batches
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy
-from detkds.training.population import Candidate, Setting, train_candidates
+from detkds.training.population import StudentSpec, train_population
+from detkds.training.setup import TrainingSetup
 
 SIZE = 64
 _REGIONS = {"representation": 32, "rpn_samples": 32, "roi_samples": 16, "score_threshold": 0.2}
@@ -59,8 +60,8 @@ def trained(digits: tuple[CocoDataset, CocoDataset]) -> Callable[[str], Detector
             if name == "mask_rcnn":
                 detector.load_state_dict(give("faster_rcnn").state_dict(), strict=False)
             else:
-                setting = Setting(None, lambda seed, inherit: detector, *digits, config, SIZE, torch.device("cpu"))
-                [result] = train_candidates(setting, [Candidate(name, Policy())], seed=0)
+                setup = TrainingSetup(None, lambda seed, inherit: detector, *digits, config, SIZE, torch.device("cpu"))
+                [result] = train_population(setup, [StudentSpec(name, Policy())], seed=0)
                 assert result.failure is None, result.failure
             kept[name] = detector.eval()
         return kept[name]

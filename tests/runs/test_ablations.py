@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detkds.runs.pipeline import find_policy, run
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.folder import open_folder
-from detkds.runs.pipeline import find_policy, run
 from detkds.runs.plan import make_plan
 from detkds.search.divide_and_conquer import JOINT
 

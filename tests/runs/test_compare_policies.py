@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from detkds.runs.compare_policies import compare_policies
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
 from detkds.runs import comparison, step_cost
-from detkds.runs.compare_policies import compare_policies
 
 
 def test_policies_are_trained_once_per_seed_and_not_again(

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from detkds.runs.evaluators import WorkerRecipe, local_evaluator, open_evaluator
+from detkds.runs.listening import Meter, Silence
+from detkds.search.evaluators.population import PopulationEvaluator
+from detkds.search.evaluators.ray import Seat
 
 from detkds.config_file import parse_config
 from detkds.policy import Policy, Term
-from detkds.runs.evaluators import WorkerRecipe, local_evaluator, open_evaluator
-from detkds.runs.listening import Meter, Silence
 from detkds.runs.plan import Plan, make_plan
-from detkds.search.evaluators.population import PopulationEvaluator
-from detkds.search.evaluators.ray import Seat
 
 POLICIES = [Policy([Term("global", ["norm(N)"], "l1", 2.0)]), Policy([Term("logits", [], "kl", 1.0)])]
 HERE = {"proxy": {"validation": 0.5, "draws": 16, "calibration_batches": 1, "cache": {"mode": "cached"}}}

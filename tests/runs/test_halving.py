@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detkds.runs.pipeline import find_policy
 
 from detkds.config_file import parse_config
 from detkds.evaluation.coco_ap import Metrics
 from detkds.runs.confirmation import Confirmed
-from detkds.runs.pipeline import find_policy
 from detkds.runs.plan import make_plan
 from detkds.runs.summary import summarise
 from detkds.search.result import State

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detkds.runs.single import evaluate, train_plain
+from detkds.runs.teacher import prepare_teacher
 
 from detkds.config import RunConfig
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.comparison import with_box_ap
 from detkds.runs.plan import make_plan
-from detkds.runs.single import evaluate, train_plain
 from detkds.runs.summary import comparable, summarise
-from detkds.runs.teacher import prepare_teacher
 from detkds.training.loop import ask
 
 FEW = {

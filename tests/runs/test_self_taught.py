@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from detkds.runs.single import distill
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs import pipeline
 from detkds.runs.plan import make_plan
-from detkds.runs.single import distill
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from detkds.runs.single import distill, find_policy, train_plain
 from safetensors.torch import load_file
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError, UserError
 from detkds.policy import Policy, Term
 from detkds.runs import single
-from detkds.runs.single import distill, find_policy, train_plain
 from detkds.training import loop
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

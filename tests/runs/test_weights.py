@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from detkds.runs.weights import absolute_policies, relative_policies
 
 from detkds.config_file import parse_config
 from detkds.policy import Policy, Term
 from detkds.runs.plan import Plan, make_plan
-from detkds.runs.weights import absolute_policies, relative_policies
 from detkds.training.population import Setting
 
 

@@ -1,4 +1,4 @@
-"""Narrow pairs of detectors, batches and members that the training tests share."""
+"""Narrow pairs of detectors, batches and students that the training tests share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.digits import make_digits
 from detkds.detectors import Detector, build_detector
 from detkds.structures import Batch, Target
-from detkds.training.member import Member
-from detkds.training.population import Setting
+from detkds.training.loop import TrainingObserver
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import StudentTrainer
 
 DETECTORS = ("retinanet", "fcos", "faster_rcnn")
 CPU = torch.device("cpu")
@@ -72,17 +73,17 @@ def make_batches(epoch: int) -> list[Batch]:
     return [make_batch(10 * epoch + index) for index in range(3)]
 
 
-def make_member(
+def make_trainer(
     policy: Policy = FIVE,
-    name: str = "one",
+    key: str = "one",
     detector: str = "retinanet",
     *,
     config: TrainConfig = CONFIG,
     seed: int = 0,
-) -> Member:
+) -> StudentTrainer:
     """A student with its distiller; its neck is narrower than the teacher's, so that adapters are needed."""
     student, teacher = make_detector(detector, seed=seed), make_teacher(detector)
-    return Member(name, student, policy, teacher, config, total_steps=6, seed=seed, device=CPU)
+    return StudentTrainer(key, student, policy, teacher, config, total_steps=6, seed=seed, device=CPU)
 
 
 def make_teacher(detector: str = "retinanet") -> Detector:
@@ -96,9 +97,33 @@ def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def member() -> Callable[..., Member]:
-    """``member(policy, name, detector, config=...)``."""
-    return make_member
+def trainer() -> Callable[..., StudentTrainer]:
+    """``trainer(policy, key, detector, config=...)``."""
+    return make_trainer
+
+
+class Observer(TrainingObserver):
+    """Calls ``on_step(student, losses)`` after a step, and ``on_epoch(done)`` after a pass."""
+
+    def __init__(
+        self,
+        on_step: Callable[[StudentTrainer, dict[str, torch.Tensor]], object] = lambda student, losses: None,
+        on_epoch: Callable[[int], object] = lambda done: None,
+    ) -> None:
+        super().__init__()
+        self._on_step, self._on_epoch = on_step, on_epoch
+
+    def step(self, student: StudentTrainer, losses: dict[str, torch.Tensor]) -> None:
+        self._on_step(student, losses)
+
+    def epoch(self, done: int, students: Sequence[StudentTrainer]) -> None:
+        self._on_epoch(done)
+
+
+@pytest.fixture
+def observer() -> type[Observer]:
+    """``observer(on_step=..., on_epoch=...)``."""
+    return Observer
 
 
 @pytest.fixture
@@ -151,12 +176,12 @@ def few_digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoDataset, C
 
 
 @pytest.fixture
-def setting(few_digits: tuple[CocoDataset, CocoDataset]) -> Callable[..., Setting]:
-    """``setting(detector, epochs=...)``: narrow students on a few digits, three steps an epoch."""
+def setup(few_digits: tuple[CocoDataset, CocoDataset]) -> Callable[..., TrainingSetup]:
+    """``setup(detector, epochs=...)``: narrow students on a few digits, three steps an epoch."""
 
-    def build(name: str = "retinanet", **changes: Any) -> Setting:
+    def build(name: str = "retinanet", **changes: Any) -> TrainingSetup:
         config = TrainConfig(**{"epochs": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, **changes})
-        return Setting(
+        return TrainingSetup(
             teacher=make_teacher(name),
             build_student=lambda seed, inherit: make_detector(name, seed=seed if inherit else seed + 100),
             train_data=few_digits[0],

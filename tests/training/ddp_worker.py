@@ -10,8 +10,10 @@ from detkds import Policy, Term
 from detkds.config import TrainConfig
 from detkds.detectors import Detector, build_detector
 from detkds.structures import Batch, Target
-from detkds.training.loop import train
-from detkds.training.member import Member
+from detkds.training.loop import TrainingObserver, train
+from detkds.training.processes import Processes
+from detkds.training.student import StudentTrainer
+from detkds.training.teacher import live
 
 WORLD = 2
 STEPS = 2
@@ -53,7 +55,7 @@ def batches(step: int, start: int, images: int) -> Batch:
 def run(policy: Policy, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Train on this process's part of four images a step; weights, and losses as ``loss STEP NAME``."""
     config = TrainConfig(epochs=1, lr=0.02, warmup_steps=0, batch_size=4 // world)
-    member = Member(
+    trainer = StudentTrainer(
         "one",
         detector(0, 8),
         policy,
@@ -66,25 +68,24 @@ def run(policy: Policy, rank: int, world: int) -> dict[str, torch.Tensor]:
     )
     losses: dict[str, torch.Tensor] = {}
 
-    def keep(one: Member, found: dict[str, torch.Tensor]) -> None:
-        losses.update({f"loss {one.steps} {name}": value for name, value in found.items()})
+    class Observer(TrainingObserver):
+        def step(self, student: StudentTrainer, own: dict[str, torch.Tensor]) -> None:
+            losses.update({f"loss {student.steps} {name}": value for name, value in own.items()})
 
     images = 4 // world
     parts = [batches(step, rank * images, images) for step in range(STEPS)]
     train(
-        [member],
-        detector(1, 12),
+        [trainer],
         lambda _: parts,
         config,
-        device=torch.device("cpu"),
-        rank=rank,
-        world=world,
-        on_step=keep,
+        live(detector(1, 12)),
+        processes=Processes(rank, world),
+        observer=Observer(),
     )
     return {
-        **member.model.student.state_dict(),
-        **member.model.distiller.adapters.state_dict(prefix="adapters."),
-        **member.model.distiller.learned.state_dict(prefix="learned."),
+        **trainer.model.student.state_dict(),
+        **trainer.model.distiller.adapters.state_dict(prefix="adapters."),
+        **trainer.model.distiller.learned.state_dict(prefix="learned."),
         **losses,
     }
 

@@ -11,11 +11,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from detkds.files import remove_unfinished
 from detkds.structures import Batch
 from detkds.training import batch_files
 from detkds.training.batch_files import BatchFiles, pixel_checksum
@@ -98,7 +100,7 @@ def test_another_fingerprint_is_never_read_and_its_files_go(files, batch, tensor
     assert not files.folder.exists() and other.used == 0
     shutil.move(stray, other.path(0, 0))
     assert other.read(0, 0, batch(0), responses=True) is None
-    assert "belongs to another teacher or setting" in notes[0]
+    assert "belongs to another teacher or setup" in notes[0]
 
 
 @pytest.mark.parametrize("place", [3, 40, -1, None])
@@ -144,12 +146,16 @@ def test_half_of_the_free_disk_is_left(tmp_path, notes, monkeypatch):
 def test_a_full_disk_ends_writing_with_one_note(files, batch, tensors, notes, monkeypatch):
     files.write(0, 0, batch(0), tensors, responses=True)
 
-    def full(path: Path, data: bytes) -> int:
-        with open(path, "wb") as file:
-            file.write(data[:7])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real = batch_files.write_whole
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    def full(path: Path, write: Any, **options: Any) -> None:
+        def part_of_it(file: Any) -> None:
+            file.write(b"partial")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        real(path, part_of_it, **options)
+
+    monkeypatch.setattr(batch_files, "write_whole", full)
     assert not files.write(0, 1, batch(1), tensors, responses=True)
     assert not files.write(0, 2, batch(2), tensors, responses=True)
     assert len(notes) == 1 and "cannot be written: No space left on device; training goes on" in notes[0]
@@ -169,19 +175,23 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 from detkds.structures import Batch
+from detkds.training import batch_files
 from detkds.training.batch_files import BatchFiles
 
 batch = Batch(torch.ones(1, 3, 8, 8), torch.tensor([[8, 8]]), (1,))
 files = BatchFiles(Path(sys.argv[1]), "abc", 10**6, print)
 files.write(0, 0, batch, {"features/p3": torch.ones(4)}, responses=True)
 
-def torn(path, data):
-    with open(path, "wb") as file:
-        file.write(data[: len(data) // 2])
+real = batch_files.write_whole
+
+def torn(path, write, **options):
+    def half(file):
+        file.write(b"half of it")
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
+    real(path, half, **options)
 
-Path.write_bytes = torn
+batch_files.write_whole = torn
 files.write(0, 1, batch, {"features/p3": torch.ones(4)}, responses=True)
 """
 
@@ -198,6 +208,7 @@ def test_a_kill_while_writing_leaves_whole_files(tmp_path, notes):
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list((folder / "abc").glob("*.part"))) == 1
+    remove_unfinished(tmp_path)  # as whoever opens the run folder does
     files = BatchFiles(folder, "abc", LIMIT, notes.append)
     batch = Batch(torch.ones(1, 3, 8, 8), torch.tensor([[8, 8]]), (1,))
     assert equal(files.read(0, 0, batch, responses=True), {"features/p3": torch.ones(4)})

@@ -14,8 +14,8 @@ from detkds import Distiller, Policy, Term
 from detkds.detectors import Detector
 from detkds.registry import DISTANCES
 from detkds.structures import Batch, Kind, Pair
-from detkds.training.ask import ask
 from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
+from detkds.training.teacher import teacher_forward
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def gradients(student: Detector, teacher: Detector, term: Term, batches: list[Ba
         output = student(batch)
         for maps in output.features.values():
             maps.retain_grad()
-        [loss] = distiller(output, ask(teacher, batch), batch.targets).values()
+        [loss] = distiller(output, teacher_forward(teacher, batch), batch.targets).values()
         for index, value in enumerate((loss, sum(output.losses.values()))):
             for maps in output.features.values():
                 maps.grad = None
@@ -73,7 +73,7 @@ def test_measures_are_of_the_unit_term(pair, batches):
     assert (probe.gradient, probe.task_gradient) == (pytest.approx(distilled, rel=1e-4), pytest.approx(task, rel=1e-4))
     distiller = Distiller(Policy([unit(terms[0])]), student=student, teacher=teacher, seed=3)
     student.train()
-    losses = [distiller(student(b), ask(teacher, b), b.targets)["global/l2"].item() for b in batches(0)]
+    losses = [distiller(student(b), teacher_forward(teacher, b), b.targets)["global/l2"].item() for b in batches(0)]
     assert probe.loss == pytest.approx(max(losses), rel=1e-4)
 
 

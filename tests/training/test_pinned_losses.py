@@ -15,7 +15,7 @@ import torch
 
 from detkds import Policy, Term
 from detkds.registry import KNOWLEDGE
-from detkds.training.population import Candidate, train_candidates
+from detkds.training.population import StudentSpec, train_population
 
 RECORD = json.loads((Path(__file__).parent / "pinned_losses.json").read_text(encoding="utf-8"))
 HERE = [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.__version__.partition("+")[0]]
@@ -29,16 +29,16 @@ def policy_of(knowledge: str) -> Policy:
 
 
 @pytest.mark.parametrize("knowledge", RECORD["losses"])
-def test_losses_of_a_seeded_training_stay(setting, knowledge):
+def test_losses_of_a_seeded_training_stay(setup, observer, knowledge):
     steps = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        [result] = train_candidates(
-            setting(),
-            [Candidate(knowledge, policy_of(knowledge))],
+        [result] = train_population(
+            setup(),
+            [StudentSpec(knowledge, policy_of(knowledge))],
             seed=3,
-            on_step=lambda member, losses: steps.append({name: loss.item() for name, loss in losses.items()}),
+            observer=observer(lambda student, losses: steps.append({n: loss.item() for n, loss in losses.items()})),
         )
     finally:
         torch.set_num_threads(threads)

@@ -17,12 +17,13 @@ from detkds.config import TrainConfig
 from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.digits import make_digits
 from detkds.structures import DetectorOutput
-from detkds.training import teacher_cache
-from detkds.training.ask import ask
+from detkds.training import batch_files, teacher_cache
 from detkds.training.batch_files import BatchFiles
-from detkds.training.fingerprint import fingerprint
-from detkds.training.member import autocast
-from detkds.training.population import Candidate, Setting, Trained, train_candidates
+from detkds.training.digests import fingerprint
+from detkds.training.population import StudentSpec, TrainResult, train_population
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import autocast
+from detkds.training.teacher import teacher_forward
 from detkds.training.teacher_cache import Decision, TeacherCache, compact
 
 CPU = torch.device("cpu")
@@ -39,12 +40,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoDataset, CocoDat
 
 
 @pytest.fixture
-def setting(data, detector, teacher) -> Callable[..., Setting]:
+def setup(data, detector, teacher) -> Callable[..., TrainingSetup]:
     """Two epochs of three batches with every kind of augmentation."""
 
-    def build(name: str = "retinanet", **changes: Any) -> Setting:
+    def build(name: str = "retinanet", **changes: Any) -> TrainingSetup:
         config = {"epochs": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, "augmentation": VIEWS, **changes}
-        return Setting(
+        return TrainingSetup(
             teacher=teacher(name),
             build_student=lambda seed, inherit: detector(name, seed=seed),
             train_data=data[0],
@@ -64,24 +65,24 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def cache(tmp_path: Path, notes: list[str]) -> Callable[..., TeacherCache]:
-    """``cache(setting, limit=..., decision=...)`` on a folder that all caches of a test share."""
+    """``cache(setup, limit=..., decision=...)`` on a folder that all caches of a test share."""
 
-    def build(one: Setting, limit: int = 10**8, seed: int = 0, **options: Any) -> TeacherCache:
+    def build(one: TrainingSetup, limit: int = 10**8, seed: int = 0, **options: Any) -> TeacherCache:
         files = BatchFiles(tmp_path / "teacher", fingerprint(one, seed), limit, notes.append)
         return TeacherCache(one.teacher, files, batches=6, populations=9, **{"decision": CACHED, **options})  # type: ignore[arg-type]
 
     return build
 
 
-def count_passes(one: Setting) -> list[int]:
+def count_passes(one: TrainingSetup) -> list[int]:
     calls: list[int] = []
     assert one.teacher is not None
     one.teacher.register_forward_hook(lambda *_: calls.append(1))
     return calls
 
 
-def train(one: Setting, answers: Any, policy: Policy) -> Trained:
-    [trained] = train_candidates(one, [Candidate("one", policy)], seed=0, ask_teacher=answers)
+def train(one: TrainingSetup, answers: Any, policy: Policy) -> TrainResult:
+    [trained] = train_population(one, [StudentSpec("one", policy)], seed=0, teacher=answers)
     assert trained.failure is None
     return trained
 
@@ -93,13 +94,13 @@ def equal(first: DetectorOutput, second: DetectorOutput) -> bool:
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn", "gfl"])
-def test_what_is_kept_is_the_live_output_of_that_draw_in_half_precision(name, setting, cache):
-    one = setting(name)
+def test_what_is_kept_is_the_live_output_of_that_draw_in_half_precision(name, setup, cache):
+    one = setup(name)
     for answers in (cache(one), cache(one)):  # computed, then read
         calls, seen = count_passes(one), set()
         for epoch in range(2):
             for index, batch in enumerate(one.batches(0)(epoch)):
-                live, given = ask(one.teacher, batch), answers(epoch, index, batch, True)
+                live, given = teacher_forward(one.teacher, batch), answers(epoch, index, batch, True)
                 for field in ("features", "logits", "regression", "box_distribution"):
                     expected = {k: v.half().float() for k, v in getattr(live, field).items()}
                     found = getattr(given, field)
@@ -118,7 +119,7 @@ def test_what_is_kept_is_the_live_output_of_that_draw_in_half_precision(name, se
 
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
-def test_reading_computing_and_running_out_of_room_train_the_same_student(name, setting, cache, five, same, notes):
+def test_reading_computing_and_running_out_of_room_train_the_same_student(name, setup, cache, five, same, notes):
     expected = None
     for options, passes in (
         ({}, 6),  # computed and written
@@ -126,7 +127,7 @@ def test_reading_computing_and_running_out_of_room_train_the_same_student(name, 
         ({"decision": SHARED}, 6),
         ({"limit": 1}, 0),  # what is there is read, whatever may be written
     ):
-        one = setting(name)
+        one = setup(name)
         calls = count_passes(one)
         trained = train(one, cache(one, **options), five)
         assert len(calls) == passes
@@ -136,7 +137,7 @@ def test_reading_computing_and_running_out_of_room_train_the_same_student(name, 
 
     def rounded(epoch, index, batch, responses):
         output = DetectorOutput({}, batch.image_sizes, one.teacher.info.layout)
-        for label, tensor in compact(ask(one.teacher, batch)).items():
+        for label, tensor in compact(teacher_forward(one.teacher, batch)).items():
             field, level = label.split("/")
             getattr(output, field)[level] = tensor.float()
         return one.teacher.restore(output)
@@ -145,8 +146,8 @@ def test_reading_computing_and_running_out_of_room_train_the_same_student(name, 
     assert not notes
 
 
-def test_responses_are_added_when_a_later_population_reads_them(setting, cache, five, same):
-    one = setting()
+def test_responses_are_added_when_a_later_population_reads_them(setup, cache, five, same):
+    one = setup()
     calls, heads = count_passes(one), []
     one.teacher.model.head.register_forward_hook(lambda *_: heads.append(1))
     sizes = []
@@ -156,12 +157,12 @@ def test_responses_are_added_when_a_later_population_reads_them(setting, cache, 
         sizes.append(answers.files.used)
     assert len(calls) == 12 and len(heads) == 6
     assert sizes[0] < sizes[1] == sizes[2] == sizes[3]
-    fresh = setting()
+    fresh = setup()
     assert same(trained.student.state_dict(), train(fresh, cache(fresh, decision=SHARED), five).student.state_dict())
 
 
-def test_a_damaged_file_is_computed_anew_and_reported(setting, cache, same, notes):
-    one = setting()
+def test_a_damaged_file_is_computed_anew_and_reported(setup, cache, same, notes):
+    one = setup()
     answers = cache(one)
     expected = train(one, answers, FITNETS)
     path = answers.files.path(1, 2)
@@ -173,27 +174,27 @@ def test_a_damaged_file_is_computed_anew_and_reported(setting, cache, same, note
     assert len(calls) == 1
 
 
-def test_a_cache_of_another_seed_is_not_believed(setting, cache, notes):
-    one = setting()
+def test_a_cache_of_another_seed_is_not_believed(setup, cache, notes):
+    one = setup()
     train(one, cache(one), FITNETS)
     calls = count_passes(one)
     answers = cache(one)
-    train_candidates(one, [Candidate("one", FITNETS)], seed=1, ask_teacher=answers)
+    train_population(one, [StudentSpec("one", FITNETS)], seed=1, teacher=answers)
     assert len(calls) == 6 and all("computed anew" in note for note in notes)
 
 
-def test_a_disk_that_fills_up_costs_nothing_but_time(setting, cache, same, notes, monkeypatch):
-    one = setting()
+def test_a_disk_that_fills_up_costs_nothing_but_time(setup, cache, same, notes, monkeypatch):
+    one = setup()
     expected = train(one, cache(one, decision=SHARED), FITNETS)
-    written, real = [], Path.write_bytes
+    written, real = [], batch_files.write_whole
 
-    def fills_up(path: Path, content: bytes) -> int:
+    def fills_up(path: Path, write: Any, **options: Any) -> None:
         if len(written) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written.append(path)
-        return real(path, content)
+        real(path, write, **options)
 
-    monkeypatch.setattr(Path, "write_bytes", fills_up)
+    monkeypatch.setattr(batch_files, "write_whole", fills_up)
     assert same(train(one, cache(one), FITNETS).student.state_dict(), expected.student.state_dict())
     assert len(notes) == 1 and "No space left" in notes[0]
     calls = count_passes(one)
@@ -201,8 +202,8 @@ def test_a_disk_that_fills_up_costs_nothing_but_time(setting, cache, same, notes
     assert len(calls) == 4
 
 
-def test_as_many_batches_are_kept_as_have_room(setting, cache):
-    one = setting()
+def test_as_many_batches_are_kept_as_have_room(setup, cache):
+    one = setup()
     whole = cache(one)
     train(one, whole, FITNETS)
     for file in whole.files.folder.iterdir():
@@ -216,7 +217,7 @@ def test_as_many_batches_are_kept_as_have_room(setting, cache):
     assert 1 <= kept <= 3 and len(calls) == 6 - kept
 
 
-def test_numbers_that_half_precision_cannot_hold_stay_in_full(setting):
+def test_numbers_that_half_precision_cannot_hold_stay_in_full(setup):
     live = DetectorOutput(
         {"p3": torch.tensor([[1e6, 0.1]]), "p4": torch.tensor([[65504.0, 0.1]]), "p5": torch.tensor([[float("nan")]])},
         torch.tensor([[8, 8]]),
@@ -232,23 +233,23 @@ def test_numbers_that_half_precision_cannot_hold_stay_in_full(setting):
     assert found["logits/p3"].dtype == torch.float32 and found["logits/p4"].dtype == torch.bfloat16
 
 
-def test_what_autocast_gives_comes_back_as_it_was(setting, cache):
-    one = setting(amp="bf16")
+def test_what_autocast_gives_comes_back_as_it_was(setup, cache):
+    one = setup(amp="bf16")
     batch = next(iter(one.batches(0)(0)))
     with autocast(CPU, "bf16"):
-        live = ask(one.teacher, batch)
+        live = teacher_forward(one.teacher, batch)
         first, second = cache(one)(0, 0, batch, True), cache(one)(0, 0, batch, True)
     assert any(feature.dtype == torch.bfloat16 for feature in live.features.values())
     assert all(torch.equal(second.features[level], live.features[level].float()) for level in live.features)
     assert equal(first, second)
 
 
-def test_a_teacher_that_cannot_restore_its_outputs_stays_live_and_exact(setting, cache, monkeypatch):
-    one, decisions = setting(), []
+def test_a_teacher_that_cannot_restore_its_outputs_stays_live_and_exact(setup, cache, monkeypatch):
+    one, decisions = setup(), []
     monkeypatch.setattr(type(one.teacher), "restore", lambda self, output: None)
     answers = cache(one, decision=None, on_decision=decisions.append)
     batch = next(iter(one.batches(0)(0)))
-    assert equal(answers(0, 0, batch, True), ask(one.teacher, batch))
+    assert equal(answers(0, 0, batch, True), teacher_forward(one.teacher, batch))
     [decision] = decisions
     assert decision.way == "shared" and "cannot be restored" in str(decision)
     assert not list(answers.files.folder.iterdir()) and answers.files.used == 0
@@ -268,8 +269,8 @@ def test_a_teacher_that_cannot_restore_its_outputs_stays_live_and_exact(setting,
         ((1.0, 9.0, 9.0), 1, "cached", "cached"),
     ],
 )
-def test_outputs_are_kept_where_that_costs_less(seconds, populations, mode, way, setting, cache, monkeypatch):
-    one, decisions, times = setting(), [], iter(seconds)
+def test_outputs_are_kept_where_that_costs_less(seconds, populations, mode, way, setup, cache, monkeypatch):
+    one, decisions, times = setup(), [], iter(seconds)
     monkeypatch.setattr(teacher_cache, "_timed", lambda call, device: (call(), next(times)))
     answers = cache(one, decision=None, mode=mode, on_decision=decisions.append)
     answers.populations = populations
@@ -304,16 +305,16 @@ def test_a_decision_tells_the_mean_cost_of_a_batch():
     assert replace(kept, kept=0, way="shared").mean == 1.0
 
 
-def test_without_room_for_one_batch_nothing_is_kept(setting, cache):
-    one = setting()
+def test_without_room_for_one_batch_nothing_is_kept(setup, cache):
+    one = setup()
     answers = cache(one, limit=1000, decision=None)
     answers(0, 0, next(iter(one.batches(0)(0))), True)
     assert answers.decision is not None and answers.decision.way == "shared"
     assert "no room for one batch in 0.001 MB" in answers.decision.reason
 
 
-def test_students_alone_have_nothing_to_share(setting, cache):
-    one = setting()
+def test_students_alone_have_nothing_to_share(setup, cache):
+    one = setup()
     answers = cache(one, limit=1, decision=None, shared=False)
     answers(0, 0, next(iter(one.batches(0)(0))), True)
     assert answers.decision is not None and answers.decision.way == "live"
@@ -322,25 +323,25 @@ def test_students_alone_have_nothing_to_share(setting, cache):
 # ---------------------------------------------------------------------------------------------------- fingerprint
 
 
-def changed_weights(one: Setting) -> Setting:
+def changed_weights(one: TrainingSetup) -> TrainingSetup:
     with torch.no_grad():
         next(iter(one.teacher.parameters())).flatten()[0] += 1e-6  # type: ignore[union-attr]
     return one
 
 
-def changed_input(one: Setting) -> Setting:
+def changed_input(one: TrainingSetup) -> TrainingSetup:
     one.teacher.mean += 0.01  # type: ignore[union-attr]
     return one
 
 
-def changed_annotations(one: Setting) -> Setting:
+def changed_annotations(one: TrainingSetup) -> TrainingSetup:
     table = one.train_data.table
     bbox = table.bbox.copy()
     bbox[0, 2] += 1
     return replace(one, train_data=replace(one.train_data, table=replace(table, bbox=bbox)))
 
 
-CHANGES: dict[str, Callable[[Setting], Setting]] = {
+CHANGES: dict[str, Callable[[TrainingSetup], TrainingSetup]] = {
     "weights": changed_weights,
     "input": changed_input,
     "annotations": changed_annotations,
@@ -359,13 +360,13 @@ CHANGES: dict[str, Callable[[Setting], Setting]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_all_that_changes_an_output_changes_the_fingerprint(change, setting):
-    assert fingerprint(CHANGES[change](setting()), 0) != fingerprint(setting(), 0)
+def test_all_that_changes_an_output_changes_the_fingerprint(change, setup):
+    assert fingerprint(CHANGES[change](setup()), 0) != fingerprint(setup(), 0)
 
 
-def test_the_fingerprint_is_the_same_for_the_same_and_differs_by_seed_and_version(setting, monkeypatch):
-    first = fingerprint(setting(), 0)
-    assert first == fingerprint(setting(), 0) == fingerprint(setting(epochs=5, lr=0.5), 0)
-    assert first != fingerprint(setting(), 1)
-    monkeypatch.setattr("detkds.training.fingerprint.FORMAT", 2)
-    assert first != fingerprint(setting(), 0)
+def test_the_fingerprint_is_the_same_for_the_same_and_differs_by_seed_and_version(setup, monkeypatch):
+    first = fingerprint(setup(), 0)
+    assert first == fingerprint(setup(), 0) == fingerprint(setup(epochs=5, lr=0.5), 0)
+    assert first != fingerprint(setup(), 1)
+    monkeypatch.setattr("detkds.training.digests.FORMAT", 2)
+    assert first != fingerprint(setup(), 0)

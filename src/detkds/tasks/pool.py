@@ -147,6 +147,7 @@ class PoolExecutor:
         self.population = population
         self._note = note
         self._places: dict[int, _Place] = {}
+        self._messages: deque[tuple[int, Message]] = deque()
         self._started = False
 
     def run(self, tasks: Mapping[str, Task], on_fraction: OnFraction = lambda key, done: None) -> Iterator[Outcome]:
@@ -163,7 +164,9 @@ class PoolExecutor:
         jobs, left = self._jobs(tasks), set(tasks)
         while left:
             self._hand_out(jobs)
-            for number, message in self._receive():
+            self._messages.extend(self._receive())
+            while self._messages:
+                number, message = self._messages.popleft()
                 place = self._places.get(number)
                 if place is None:
                     continue
@@ -234,6 +237,7 @@ class PoolExecutor:
             place.job = None
         elif isinstance(message, Raised):
             if not message.starting:
+                place.job = None
                 raise message.error
             error = message.error
             self._replace(number, place, error if isinstance(error, UserError) else f"{type(error).__name__}: {error}")

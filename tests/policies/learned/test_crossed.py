@@ -19,7 +19,7 @@ from detkds.detectors import Detector, build_detector
 from detkds.distiller import check_pair
 from detkds.errors import PairError
 from detkds.structures import Batch, DetectorInfo, DetectorOutput, FeatureSpec, Target
-from detkds.training.ask import ask
+from detkds.training.teacher import teacher_forward
 
 FAMILIES = ("retinanet", "fcos", "gfl")
 BOTH = Policy([Term("crossed_logits(after=2)", [], "l2"), Term("crossed_localization(after=2)", ["decode"], "giou")])
@@ -49,7 +49,7 @@ def batch() -> Batch:
 
 
 def distil(policy: Policy, student: Detector, teacher: Detector, batch: Batch) -> dict[str, Tensor]:
-    return Distiller(policy, student=student, teacher=teacher)(student(batch), ask(teacher, batch))
+    return Distiller(policy, student=student, teacher=teacher)(student(batch), teacher_forward(teacher, batch))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -118,7 +118,7 @@ def test_crosskd_is_that_of_loops(build: Build, batch: Batch) -> None:
     student, teacher = build("retinanet", 0, head_convs=4).train(), build("retinanet", 1, head_convs=4)
     boxes = torch.tensor([[2.0, 2, 40, 38], [20, 20, 50, 60]])
     targets = [Target(boxes=boxes, labels=torch.tensor([0, 1])), Target(boxes=boxes[:0], labels=torch.zeros(0).long())]
-    ours, theirs = student(replace(batch, targets=targets)), ask(teacher, batch)
+    ours, theirs = student(replace(batch, targets=targets)), teacher_forward(teacher, batch)
     losses = Distiller(load_policy("crosskd"), student=student, teacher=teacher)(ours, theirs, targets)
     assert ours.region is not None
     positives = sum(max(1, sum(int(marks[image].sum()) for marks in ours.region("main").values())) for image in (0, 1))
@@ -155,7 +155,7 @@ def test_crosskd_is_that_of_loops(build: Build, batch: Batch) -> None:
 def test_crosskd_of_distributions_is_that_of_loops(build: Build, batch: Batch) -> None:
     student, teacher = build("gfl", 0, head_convs=4).train(), build("gfl", 1, head_convs=4)
     nothing = [Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long())] * 2
-    ours, theirs = student(replace(batch, targets=nothing)), ask(teacher, batch)
+    ours, theirs = student(replace(batch, targets=nothing)), teacher_forward(teacher, batch)
     losses = Distiller(load_policy("crosskd-gfl"), student=student, teacher=teacher)(ours, theirs, nothing)
     heads = [one.model.head for one in (student, teacher)]
     last, expected = heads[1].bbox_distribution, 0.0
@@ -181,7 +181,7 @@ def test_crosskd_of_points_is_that_of_loops(build: Build, batch: Batch) -> None:
     student, teacher = build("fcos", 0).train(), build("fcos", 1)
     boxes = torch.tensor([[2.0, 2, 40, 38], [20, 20, 50, 60]])
     targets = [Target(boxes=boxes, labels=torch.tensor([0, 1])), Target(boxes=boxes[:0], labels=torch.zeros(0).long())]
-    ours, theirs = student(replace(batch, targets=targets)), ask(teacher, batch)
+    ours, theirs = student(replace(batch, targets=targets)), teacher_forward(teacher, batch)
     losses = Distiller(load_policy("crosskd-fcos"), student=student, teacher=teacher)(ours, theirs, targets)
     assert ours.region is not None
     positives = sum(max(1, sum(int(marks[image].sum()) for marks in ours.region("main").values())) for image in (0, 1))
@@ -227,7 +227,7 @@ def test_only_the_student_before_the_crossing_gets_a_gradient(name: str, build: 
 def test_levels_and_classes_are_matched(build: Build, batch: Batch) -> None:
     """A teacher of more classes, asked for those of the student, in its order."""
     student, teacher = build("fcos", 0).train(), build("fcos", 1, ("bee", "cat", "ant"))
-    ours, theirs = student(batch), ask(teacher, batch)
+    ours, theirs = student(batch), teacher_forward(teacher, batch)
     policy = Policy([Term("crossed_logits(after=1)", [], "l2", levels=("p5",))])
     (loss,) = Distiller(policy, student=student, teacher=teacher)(ours, theirs).values()
     assert ours.branches is not None and theirs.branches is not None

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from detkds.runs.evaluators import WorkerRecipe, local_evaluator
+from detkds.runs.listening import Silence
+from detkds.search.evaluators.ray import DeviceLostError, RayEvaluator, Seat, Worker, start_ray
 
 from detkds.config_file import parse_config
 from detkds.errors import DataError
 from detkds.policy import Policy, Term
-from detkds.runs.evaluators import WorkerRecipe, local_evaluator
-from detkds.runs.listening import Silence
 from detkds.runs.plan import make_plan
-from detkds.search.evaluators.ray import DeviceLostError, RayEvaluator, Seat, Worker, start_ray
 from detkds.search.result import Peers, Result, SearchError, State
 
 pytestmark = pytest.mark.timeout(600)  # starting processes takes long on a busy machine

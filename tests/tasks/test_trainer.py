@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detkds.search.evaluators.population import PopulationEvaluator
+from detkds.training.member import Member
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.evaluation.coco_ap import Metrics
 from detkds.policy import Policy, Term
 from detkds.runs.plan import make_plan
-from detkds.search.evaluators.population import PopulationEvaluator
 from detkds.search.halving import Halving
 from detkds.search.result import Peers, State
 from detkds.training import population
-from detkds.training.member import Member
 
 POLICIES = [
     Policy([Term("global", ["norm(N)"], distance, weight)]) for distance in ("l1", "l2") for weight in (1.0, 2.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from detkds.search.evaluators.shares import Share, portions, share
 from detkds.search.result import SearchError
+from detkds.tasks.shares import Share, portions, share
 
 
 @pytest.mark.parametrize(
