@@ -83,6 +83,13 @@ def build_backbone(
     return backbone
 
 
+def set_norm_eps(network: nn.Module, eps: float) -> None:
+    """What batch normalization, trained or fixed, adds to variances."""
+    for module in network.modules():
+        if "BatchNorm" in type(module).__name__:
+            module.eps = eps  # type: ignore[assignment]
+
+
 def backbone_names() -> list[str]:
     """Names to choose from: the narrow presets, the aliases and timm's models."""
     return ["narrow16", "narrow32", *ALIASES, *timm.list_models()]
