@@ -14,8 +14,8 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from detkds.detectors.checkpoints import read_weights, without_prefix
 from detkds.detectors.narrow import NarrowNet
-from detkds.detectors.weights import read_weights
 from detkds.errors import UserError, WeightsError
 
 ALIASES: Mapping[str, str] = {
@@ -83,6 +83,13 @@ def build_backbone(
     return backbone
 
 
+def set_norm_eps(network: nn.Module, eps: float) -> None:
+    """What batch normalization, trained or fixed, adds to variances."""
+    for module in network.modules():
+        if "BatchNorm" in type(module).__name__:
+            module.eps = eps  # type: ignore[assignment]
+
+
 def backbone_names() -> list[str]:
     """Names to choose from: the narrow presets, the aliases and timm's models."""
     return ["narrow16", "narrow32", *ALIASES, *timm.list_models()]
@@ -97,7 +104,7 @@ def _build_narrow(
         raise WeightsError(f"backbone {name}: there are no pretrained weights for it; leave backbone_weights out")
     network = NarrowNet(width)
     if weights is not None:
-        state = read_weights(weights)
+        state = without_prefix(read_weights(weights), network.state_dict(), weights)
         _require_names(name, weights, network.state_dict(), state)
         network.load_state_dict(state, strict=False)
     channels: dict[int, int] = dict(zip((4, 8, 16, 32), network.widths, strict=True))
@@ -114,9 +121,9 @@ def _build_timm(name: str, strides: Sequence[int], weights: str | None, options:
         )
     pretrained: dict[str, Any] = {"pretrained": weights == "pretrained"}
     if weights not in (None, "pretrained"):
-        state = read_weights(weights)
         with torch.device("meta"):
             expected = timm.create_model(model, num_classes=0, **options).state_dict()
+        state = without_prefix(read_weights(weights), expected, weights)
         _require_names(name, weights, expected, state)
         pretrained = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     try:

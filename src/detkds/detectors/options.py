@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from detkds.detectors.backbones import Backbone, build_backbone
+from detkds.detectors.backbones import Backbone, build_backbone, set_norm_eps
 from detkds.errors import ConfigError, Faults, unknown_name
 
 UNNAMED = "N/A"
@@ -41,6 +41,7 @@ ClassNames = Annotated[tuple[str, ...], BeforeValidator(_check_names)]
 Count = Annotated[int, _expected("a whole number >= 1", strict=True, ge=1)]
 CountOrNone = Annotated[int, _expected("a whole number >= 0", strict=True, ge=0)]
 Fraction = Annotated[float, _expected("a number from 0 to 1", strict=True, ge=0, le=1)]
+FractionOrNone = Annotated[float | None, _expected("a number from 0 to 1", strict=True, ge=0, le=1)]
 Positive = Annotated[float, _expected("a finite number > 0", strict=True, gt=0, allow_inf_nan=False)]
 Positives = Annotated[tuple[Positive, ...], _expected("a list of one or more finite numbers > 0", min_length=1)]
 Channels = Annotated[tuple[float, float, float] | None, _expected("three numbers, of red, green and blue")]
@@ -109,6 +110,9 @@ class BodyOptions(Options):
     """Further arguments of the timm model."""
     frozen_norm: bool = False
     """Fixed batch normalization in the body."""
+    norm_eps: FractionOrNone = None
+    """What is added to variances in the body's normalization; None: the body's own. torchvision's first published
+    weights want 0."""
     neck_channels: Count = 256
     """Channels of the pyramid, and of the head of a one-stage detector."""
     score_threshold: Fraction = 0.05
@@ -124,13 +128,16 @@ class BodyOptions(Options):
         Raises:
             UserError: see :func:`build_backbone`.
         """
-        return build_backbone(
+        body = build_backbone(
             self.backbone,
             strides,
             weights=self.backbone_weights,
             frozen_norm=self.frozen_norm,
             options=self.backbone_options,
         )
+        if self.norm_eps is not None:
+            set_norm_eps(body.network, self.norm_eps)
+        return body
 
 
 def with_options_of(schema: type[Options]) -> Callable[[Builder], Builder]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,20 @@ class Pyramid(nn.Module):
         strides: ``{level: stride}`` of all levels; those that the body does not give are made by ``extra``.
         channels: channels of every level.
         extra: makes the coarser levels.
+        norm: normalization of the levels.
     """
 
-    def __init__(self, backbone: Backbone, strides: Mapping[str, int], channels: int, extra: ExtraFPNBlock) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        strides: Mapping[str, int],
+        channels: int,
+        extra: ExtraFPNBlock,
+        norm: Callable[..., nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.body = backbone.network
-        self.fpn = FeaturePyramidNetwork(list(backbone.channels.values()), channels, extra)
+        self.fpn = FeaturePyramidNetwork(list(backbone.channels.values()), channels, extra, norm)
         self.out_channels = channels
         self.strides = dict(strides)
         self._channels_last = backbone.channels_last
@@ -66,9 +74,9 @@ def one_stage_pyramid(backbone: Backbone, channels: int, p6_from: str = "p5") ->
     return Pyramid(backbone, ONE_STAGE_STRIDES, channels, extra)
 
 
-def two_stage_pyramid(backbone: Backbone, channels: int) -> Pyramid:
+def two_stage_pyramid(backbone: Backbone, channels: int, norm: Callable[..., nn.Module] | None = None) -> Pyramid:
     """Levels p2 to p6; p6 is p5 subsampled (Lin et al. 2017, Feature Pyramid Networks, section 4.1)."""
-    return Pyramid(backbone, TWO_STAGE_STRIDES, channels, LastLevelMaxPool())
+    return Pyramid(backbone, TWO_STAGE_STRIDES, channels, LastLevelMaxPool(), norm)
 
 
 class AnchorGrid:

@@ -56,7 +56,7 @@ class TwoStageDetector(Detector):
         body = options.body((4, 8, 16, 32))
         super().__init__(options.class_names, options.mean or body.mean, options.std or body.std)
         self.name = name
-        pyramid = two_stage_pyramid(body, options.neck_channels)
+        pyramid = two_stage_pyramid(body, options.neck_channels, options.norm_layer)
         names = options.class_names
         self.regions = region_head(options)
         self.proposals = ProposalNetwork(options)

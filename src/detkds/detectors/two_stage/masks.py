@@ -20,7 +20,7 @@ _MOST_PIXELS = 2**24
 def mask_branch(options: MaskOptions) -> tuple[nn.Module, nn.Module]:
     """torchvision's head and predictor: ``(R, C, m, m)`` to ``(R, K+1, 2 m, 2 m)`` logits."""
     inputs, channels, convs = options.neck_channels, options.mask_channels, options.mask_convs
-    head = MaskRCNNHeads(inputs, [channels] * convs, dilation=1)
+    head = MaskRCNNHeads(inputs, [channels] * convs, dilation=1, norm_layer=options.norm_layer)
     return head, MaskRCNNPredictor(channels if convs else inputs, channels, len(options.class_names) + 1)
 
 

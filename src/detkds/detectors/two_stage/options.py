@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from pydantic import field_validator
+from torch import nn
 
 from detkds.detectors.options import BodyOptions, Count, CountOrNone, Positives
 
@@ -15,8 +17,15 @@ BACKGROUND_NAME = "__background__"
 class TwoStageOptions(BodyOptions):
     """Options of every two-stage detector; its body gives maps at strides 4, 8, 16 and 32."""
 
+    norm: Literal["none", "batch"] = "none"
+    """Normalization in the pyramid and after the convolutions over regions."""
+    rpn_convs: Count = 1
+    """3 x 3 convolutions of the proposal network."""
+    box_convs: CountOrNone = 0
+    """3 x 3 convolutions over a region, each of ``neck_channels``; without any, two fully connected layers follow the
+    pooling, otherwise one."""
     representation: Count = 1024
-    """Width of the two fully connected layers over a region."""
+    """Width of the fully connected layers over a region."""
     roi_resolution: Count = 7
     """Cells per side that a region is pooled to; most of a pass on a CPU goes there."""
     roi_canonical_size: Count = 224
@@ -37,6 +46,11 @@ class TwoStageOptions(BodyOptions):
     """Proposals of each level before suppression, for predictions."""
     rpn_post_nms_predict: Count = 1000
     """Proposals per image after suppression, for predictions."""
+
+    @property
+    def norm_layer(self) -> Callable[..., nn.Module] | None:
+        """The normalization of :attr:`norm`."""
+        return nn.BatchNorm2d if self.norm == "batch" else None
 
     @field_validator("class_names", mode="before")
     @classmethod

@@ -34,7 +34,7 @@ class ProposalNetwork:
         self.sampler = Sampler(options.rpn_samples, _POSITIVE_SHARE)
         self.module: Any = RegionProposalNetwork(
             self.grid.generator,
-            RPNHead(options.neck_channels, self.grid.per_cell),
+            RPNHead(options.neck_channels, self.grid.per_cell, conv_depth=options.rpn_convs),
             _FOREGROUND_IOU,
             _BACKGROUND_IOU,
             options.rpn_samples,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
@@ -57,7 +57,7 @@ class RegionStage(nn.Module):
         self.coder: Any = BoxCoder(weights)
         self.beta = beta
         self.pool = _region_pool(options.roi_resolution, options.roi_canonical_size)
-        self.box_head = TwoMLPHead(options.neck_channels * options.roi_resolution**2, options.representation)
+        self.box_head = box_head(options)
         self.box_predictor = FastRCNNPredictor(options.representation, columns)
         if shared_box:
             self.box_predictor.bbox_pred = nn.Linear(options.representation, 4)
@@ -68,7 +68,7 @@ class RegionStage(nn.Module):
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits ``(R, K+1)`` and deltas ``(R, 4 (K+1))``, or ``(R, 4)`` with one box for all classes."""
-        pooled = _pooled(self.pool, features, boxes, self.box_head.fc6.weight.dtype)
+        pooled = _pooled(self.pool, features, boxes, next(self.box_head.parameters()).dtype)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         return full_precision(logits), full_precision(deltas)
 
@@ -167,6 +167,15 @@ class SingleHead(RegionHead):
         return RegionResponse(
             logits, deltas.unflatten(1, per_class).transpose(1, 2), boxes.unflatten(1, per_class).transpose(1, 2)
         )
+
+
+def box_head(options: TwoStageOptions) -> nn.Module:
+    """torchvision's layers over a pooled region."""
+    channels, side, width = options.neck_channels, options.roi_resolution, options.representation
+    if options.box_convs:
+        convs = [channels] * options.box_convs
+        return FastRCNNConvFCHead((channels, side, side), convs, [width], options.norm_layer)
+    return TwoMLPHead(channels * side**2, width)
 
 
 def _region_pool(resolution: int, canonical_size: int) -> MultiScaleRoIAlign:
