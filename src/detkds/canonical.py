@@ -93,9 +93,8 @@ class _Chain:
             if stage is None or stage <= last or not _is_plain(step):
                 return None
             slots[stage], last = step, stage
-        return (
-            cls(slots[0], slots[1], slots[2], distance) if distance.name in _DISTANCES and _is_plain(distance) else None
-        )
+        known = distance.name in _DISTANCES and _is_plain(distance)
+        return cls(slots[0], slots[1], slots[2], distance) if known else None
 
     @property
     def steps(self) -> list[Any]:

@@ -127,9 +127,8 @@ class Distiller(nn.Module):
     def _build_learned(self, generator: torch.Generator) -> None:
         """The adapters and the learned parts of every term; what two terms have in common is learned once."""
         reading = [term for term in self.policy if _reads_features(term)]
-        for adapter in sorted(
-            {expression(term.adapter) for term in reading}, key=lambda adapter: (adapter != "auto", adapter)
-        ):
+        adapters = {expression(term.adapter) for term in reading}
+        for adapter in sorted(adapters, key=lambda adapter: (adapter != "auto", adapter)):
             terms = [term for term in reading if expression(term.adapter) == adapter]
             for level, match in self.levels.items():
                 if any(level in self._levels_of(term) for term in terms):
