@@ -23,22 +23,23 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
-    **dict.fromkeys(("registry", "errors", "arguments", "files", "precision", "version"), 0),
+    **dict.fromkeys(("registry", "errors", "arguments", "yaml_reader", "files", "precision", "version"), 0),
     **dict.fromkeys(("progress", "progress_sinks", "statistics"), 0),
-    **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config", "config_file"), 1),
+    **dict.fromkeys(("structures", "protocols", "term_schema", "policy", "canonical", "config", "config_file"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export", "tasks"), 4),
     # detkds: the public names of __init__.py
-    **dict.fromkeys(("runs", "report", "api", "cli", "__main__", "detkds"), 5),
+    **dict.fromkeys(("runs", "report", "testing", "api", "cli", "__main__", "detkds"), 5),
 }
 NEIGHBOURS = {
     "registry": {"errors"},
+    "yaml_reader": {"errors"},
     "progress_sinks": {"errors", "progress", "files"},
     "protocols": {"structures"},
-    "term_fields": {"protocols", "structures"},
-    "policy": {"protocols", "structures", "term_fields", "canonical"},
-    "canonical": {"structures", "policy"},
+    "term_schema": {"protocols", "structures"},
+    "policy": {"protocols", "structures", "term_schema", "canonical"},
+    "canonical": {"protocols"},
     "config": {"structures", "policy", "canonical"},
     "config_file": {"config"},
     "knowledge": {"alignment", "adapters"},
