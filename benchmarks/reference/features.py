@@ -275,3 +275,37 @@ def token_relations(inputs: Inputs, clone: Path) -> Tensor:
             means = [one.mean(1) for one in tokens]
             total = total + loss(means[0], tokens[0], means[1], tokens[1], means[0])[1]
     return total
+
+
+def _detkds(inputs: Inputs, clone: Path, weight: float, parts: dict[str, str] | None = None) -> Tensor:
+    """The global term, and the foreground and background where ``parts`` says how they are transformed."""
+    options = {"global_trans1": "catt", "global_trans2": "scale_r2", "global_trans3": "norm_N", "global_dis": "l1"}
+    options |= {f"fbg_trans{index}": name for index, name in (parts or {}).items()}
+    total = torch.zeros((), dtype=torch.float64)
+    folder = "mmdet.distillation.losses"
+    with official(clone, f"{folder}.operations", f"{folder}.auto_detkd") as [_, module]:
+        for level, student, teacher in per_level(inputs):
+            weights = {"gamma_global": weight, "gamma_fbg": 2}
+            enabled = {"gb_enable": True, "fbg_enable": parts is not None}
+            loss = module.FeatureLoss(CHANNELS, CHANNELS, level, **options, **enabled, **weights)
+            found = loss(student, teacher, img_metas=image_metas(inputs), gt_bboxes=inputs.boxes)
+            total = total + found[0] + (sum(found[1]) if parts is not None else 0)
+    return total
+
+
+@reference("detkds/released-global", "DetKDS")
+def detkds_global(inputs: Inputs, clone: Path) -> Tensor:
+    """Weight of the configurations for GFL and RepPoints."""
+    return _detkds(inputs, clone, 10)
+
+
+@reference("detkds/released-two-stage", "DetKDS")
+def detkds_two_stage(inputs: Inputs, clone: Path) -> Tensor:
+    """Weight of the configuration for Faster R-CNN."""
+    return _detkds(inputs, clone, 2)
+
+
+@reference("detkds/released-one-stage", "DetKDS")
+def detkds_one_stage(inputs: Inputs, clone: Path) -> Tensor:
+    """The configuration for RetinaNet."""
+    return _detkds(inputs, clone, 6, {"1": "no", "2": "local_s4", "3": "norm_HW"})

@@ -141,7 +141,7 @@ class Policy:
     Attributes:
         name: what it is called; source: where it comes from.
         formula: the loss in plain text.
-        fidelity: one of :data:`FIDELITIES`, a colon, and what differs, in what and by how much; ``exact`` may stand alone.
+        fidelity: one of :data:`FIDELITIES`, a colon, and what differs and by how much; ``exact`` may stand alone.
 
     Raises:
         PolicyError: something else than terms, or a fidelity that is neither.

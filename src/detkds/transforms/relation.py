@@ -80,9 +80,7 @@ class Affinity(Transform):
         if side > 1:
             pair = pair.map(lambda tensor: avg_pool2d(tensor, side, ceil_mode=True))
             weight = None if weight is None else avg_pool2d(weight, side, ceil_mode=True)
-        return pair.map(
-            _cosines, kind=self.kinds[pair.kind], weight=None if weight is None else weight.reshape(-1, 1)
-        )
+        return pair.map(_cosines, kind=self.kinds[pair.kind], weight=None if weight is None else weight.reshape(-1, 1))
 
     def _fits(self, size: torch.Size, side: int) -> bool:
         return math.prod(-(-length // side) for length in size) <= self.positions
