@@ -23,6 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "retinanet": DENSE,
     "fcos": {**DENSE, "neck_channels": 32},
     "gfl": {**DENSE, "reg_max": 4},
+    "d_fine": {"size": "nano"},
     "faster_rcnn": {"backbone": "narrow8", "neck_channels": 16, "representation": 32, "rpn_post_nms": 20},
 }
 
