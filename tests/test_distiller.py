@@ -179,14 +179,17 @@ UNLIKE = {"diffkd", "fkd", "maskd", "srd", "detkds/released-anchor-free"}
 """Policies that tell even equal outputs apart: by learned parts at first, by a logarithm, by a mask for each side."""
 PINNED = {
     "cwd": [9.69946],
-    "detkds/anchor-free": [4.55368, 2.2993, 2.31539, 3.75229, 1.58592],
-    "detkds/global": [4.55368],
-    "detkds/one-stage": [4.55368, 9.35679, 1.34371, 1.85871, 1.19996],
-    "detkds/two-stage": [1.82147, 4.29894, 0.068398, 0.183733, 1.19996],
+    "detkds/anchor-free": [0.195277, 0.22993, 0.462064, 0.750458, 0.317183],
+    "detkds/global": [0.976387],
+    "detkds/one-stage": [0.195277, 0.935679, 0.269977, 0.371741, 0.239992],
+    "detkds/released-anchor-free": [3.21993, 1.57134],
+    "detkds/released-global": [6.43987],
+    "detkds/released-one-stage": [3.86392, 2.69237],
+    "detkds/two-stage": [0.195277, 0.424776, 0.136796, 0.367466, 0.239992],
     "fitnets": [4.1871],
     "fitnets-gradient": [4.1871],
     "fkd": [0.00288178, 0.00403714, 0.0393611, 0.00270669],
-    "pkd": [20.7786],
+    "pkd": [20.3685],
     "skd": [4.02471],
 }
 

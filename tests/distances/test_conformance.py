@@ -28,7 +28,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "boxes": ((2, 4, 2, 3, 5), (6, 4)),
 }
 # Distances whose lowest value, at equality, is not 0, with that value. They may be negative.
-FLOORS = {"correlation": -19.93}
+FLOORS = {"correlation": -19.93, "logsum": -13.82}
 # Distances that look beyond one position, so that a position of weight 0 still tells on its neighbours.
 NEIGHBOURLY = {"ssim"}
 # Distances that hold a factor back from the gradient by definition.
