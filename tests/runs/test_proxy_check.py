@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from detkds.runs.teacher import prepare_teacher
+from detkds.search.evaluators.population import PopulationEvaluator
 
 from detkds.config_file import parse_config
 from detkds.policy import parse_policy
@@ -20,8 +22,6 @@ from detkds.runs import comparison
 from detkds.runs.folder import read_lines
 from detkds.runs.plan import make_plan
 from detkds.runs.proxy_check import check_proxy
-from detkds.runs.teacher import prepare_teacher
-from detkds.search.evaluators.population import PopulationEvaluator
 from detkds.search.result import SearchError
 from detkds.training.population import Candidate, train_candidates
 
