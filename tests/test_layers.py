@@ -28,9 +28,8 @@ FLOORS = {
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export"), 4),
-    **dict.fromkeys(
-        ("runs", "report", "cli", "__main__", "testing", "detkds"), 5
-    ),  # detkds: the public names of __init__.py
+    **dict.fromkeys(("runs", "report", "cli", "testing", "__main__"), 5),
+    "detkds": 5,  # the public names of __init__.py
 }
 NEIGHBOURS = {
     "registry": {"errors"},
