@@ -14,7 +14,7 @@ from detkds.testing.pieces import examples
 
 TRAITS = {
     "correlation": DistanceTraits(floor=-19.93),
-    "logsum": DistanceTraits(floor=-13.82, logarithmic=True),
+    "logsum": DistanceTraits(floor=-13.82),
     "ssim": DistanceTraits(looks_around=True),
     "ciou": DistanceTraits(own_gradient=True),
     "euclidean": DistanceTraits(weight_power=0.5),
