@@ -67,7 +67,7 @@ def test_the_policy_is_shown_as_it_was_trained() -> None:
     trained = replace(stored(0.3), policy=Policy([Term("global", (), "l2", 0.01)]).to_dict())
     entries = [ENTRIES[0], Contender("relative", "hand", relative)]
     [plain, row] = rows(entries, {("plain", 0): stored(0.1), ("relative", 0): trained})
-    assert (plain.policy, row.policy) == ("", "global: - | l2 x 0.01")
+    assert (plain.policy, row.policy) == ("plain (no distillation)", "global: - | l2 x 0.01")
 
 
 @pytest.mark.parametrize(("inherited", "names"), [((), ["plain"]), (("neck.weight",), ["plain", "plain, inherited"])])

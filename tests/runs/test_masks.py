@@ -13,8 +13,12 @@ from detkds.config import RunConfig
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.comparison import with_box_ap
+from detkds.runs.evaluate import run_evaluate
 from detkds.runs.plan import COMPARISON, make_plan
-from detkds.runs.summary import comparable
+from detkds.runs.session import open_session
+from detkds.runs.summary import comparable, summarize
+from detkds.runs.train import run_train
+from detkds.training.teacher import teacher_forward
 
 FEW = {
     "neck_channels": 16,

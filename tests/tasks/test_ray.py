@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from detkds.runs.evaluators import WorkerRecipe, local_evaluator
-from detkds.runs.listening import Silence
-from detkds.search.evaluators.ray import DeviceLostError, RayEvaluator, Seat, Worker, start_ray
 
 from detkds.config_file import parse_config
 from detkds.errors import DataError
