@@ -34,7 +34,7 @@ check: $(READY)  ## formatting, lint, types and tests
 	$(BIN)/pyright
 	$(PYTEST)
 
-format: $(READY)  ## format the code and mend what the linter can mend
+format: $(READY)  ## format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 

@@ -1,28 +1,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import FrozenInstanceError, replace
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, NonNegative, OddCount, Positive, piece
 
 
-@dataclass(frozen=True)
+@piece
 class Piece:
     axis: Literal["HW", "C"] = "C"
     shared: bool = True
-    n: int = 2
-    tau: float = 0.5
+    n: Count = 2
+    tau: Positive = 0.5
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    factor: NonNegative = 0
+    size: OddCount = 1
     label: str = ""
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
 
 def test_accepts_what_the_types_say() -> None:
-    Piece("HW", False, 1, 3, label="anything")
+    built = Piece("HW", False, 1, 3, 0, 0, 3, label="anything")
+    assert replace(built, n=5) == Piece("HW", False, 5, 3.0, 0.0, 0.0, 3, "anything")
+    with pytest.raises(FrozenInstanceError):
+        built.n = 2  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,12 @@ def test_accepts_what_the_types_say() -> None:
         ("tau", math.inf, "a finite number > 0"),
         ("tau", math.nan, "a finite number > 0"),
         ("tau", "x", "a finite number > 0"),
+        ("tau", True, "a finite number > 0"),
+        ("ratio", 1.0, "a finite number >= 0 and < 1"),
+        ("factor", -0.1, "a finite number >= 0"),
+        ("size", 2, "an odd number"),
+        ("size", -1, "a whole number >= 1"),
+        ("label", 3, "text"),
     ],
 )
 def test_refuses(field: str, value: object, expected: str) -> None:
@@ -48,5 +58,16 @@ def test_refuses(field: str, value: object, expected: str) -> None:
 
 
 def test_names_every_fault() -> None:
-    with pytest.raises(ValueError, match=r"^axis: .*; n: .*; tau: .*"):
+    with pytest.raises(ValueError, match=r"^axis: .*, got 'W'; n: .*, got 0; tau: .*, got -1$"):
         Piece("W", True, 0, -1)  # type: ignore[arg-type]
+
+
+def test_an_argument_that_is_missing_or_unknown_is_named() -> None:
+    @piece
+    class Needy:
+        n: Count
+
+    with pytest.raises(ValueError, match=r"^n: field required$"):
+        Needy()  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"^m: unexpected keyword argument, got 1$"):
+        Needy(1, m=1)  # type: ignore[call-arg]

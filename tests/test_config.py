@@ -144,6 +144,12 @@ def test_every_section_forbids_unknown_keys() -> None:
     assert all(section.model_config["extra"] == "forbid" for section in sections(RunConfig))
 
 
+def test_bad_amounts_of_augmentation_are_all_named() -> None:
+    amounts = {"flip": 2, "hue": 0.6, "scale": [1.5, 1.0], "contrast": float("nan")}
+    named = [line.split(":")[1].strip() for line in faults(changed(train={"augmentation": amounts}))]
+    assert sorted(named) == [f"train.augmentation.{name}" for name in ("contrast", "flip", "hue", "scale")]
+
+
 # --------------------------------------------------------------------------------------------------------- changes
 
 

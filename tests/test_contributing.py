@@ -18,7 +18,7 @@ from detkds.search.result import State
 from detkds.search.samplers.base import Entry
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Space
-from detkds.structures import DetectorOutput, Pair
+from detkds.structures import DetectorOutput, KnowledgeInput, Pair
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 REGISTRIES = (KNOWLEDGE, TRANSFORMS, DISTANCES, DETECTORS, SAMPLERS)
@@ -55,7 +55,7 @@ def test_knowledge() -> None:
     """Maps of 2 x 3: the left square has the mean (0 + 1 + 3 + 4) / 4, what is left of the right one (2 + 5) / 2."""
     maps = torch.arange(6.0).view(1, 1, 2, 3)
     outputs = [DetectorOutput({"p3": sign * maps}, torch.tensor([[16, 24]])) for sign in (1, -1)]
-    (pair,) = KNOWLEDGE.build("coarse(2)")(*outputs, None, {"p3": 8})
+    (pair,) = KNOWLEDGE.build("coarse(2)")(KnowledgeInput(*outputs, None, {"p3": 8}))
     assert pair.student.tolist() == [[[[2.0, 3.5]]]]
     assert pair.teacher.tolist() == [[[[-2.0, -3.5]]]]
 

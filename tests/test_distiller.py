@@ -416,10 +416,9 @@ class Learned(nn.Module):
         self.channels = channels
         self.scales = nn.Parameter(torch.tensor([2.0, 3.0]))
 
-    def forward(self, student, teacher, targets, levels):
-        for level in levels:
-            ours, theirs = student.features[level] * self.scales[0], teacher.features[level] * self.scales[1]
-            yield Pair(ours, theirs, teacher_learns=True)
+    def forward(self, inputs):
+        for _, _, student, teacher in inputs.features():
+            yield Pair(student * self.scales[0], teacher * self.scales[1], teacher_learns=True)
 
 
 def test_learned_parts_of_knowledge_are_built_once_and_trained_on_both_sides():

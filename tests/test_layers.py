@@ -23,20 +23,23 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
-    **dict.fromkeys(("registry", "errors", "arguments", "version", "files", "progress", "progress_sinks"), 0),
-    **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config", "config_file"), 1),
+    **dict.fromkeys(("registry", "errors", "arguments", "yaml_reader", "files", "precision", "version"), 0),
+    **dict.fromkeys(("progress", "progress_sinks", "statistics"), 0),
+    **dict.fromkeys(("structures", "protocols", "term_schema", "policy", "canonical", "config", "config_file"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
-    **dict.fromkeys(("tasks", "search", "export"), 4),
-    **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
+    **dict.fromkeys(("search", "export", "tasks"), 4),
+    # detkds: the public names of __init__.py
+    **dict.fromkeys(("runs", "report", "testing", "api", "cli", "__main__", "detkds"), 5),
 }
 NEIGHBOURS = {
     "registry": {"errors"},
-    "progress_sinks": {"errors", "progress"},
+    "yaml_reader": {"errors"},
+    "progress_sinks": {"errors", "progress", "files"},
     "protocols": {"structures"},
-    "term_fields": {"protocols", "structures"},
-    "policy": {"protocols", "structures", "term_fields", "canonical"},
-    "canonical": {"structures", "policy"},
+    "term_schema": {"protocols", "structures"},
+    "policy": {"protocols", "structures", "term_schema", "canonical"},
+    "canonical": {"protocols"},
     "config": {"structures", "policy", "canonical"},
     "config_file": {"config"},
     "knowledge": {"alignment", "adapters"},
@@ -44,9 +47,10 @@ NEIGHBOURS = {
     "distiller": {"alignment", "adapters", "knowledge", "transforms", "distances", "schedules"},
     "evaluation": {"data", "detectors"},
     "training": {"data", "detectors", "evaluation"},
-    "tasks": {"search"},  # the terms of a measurement, and the rule of successive halving
+    "tasks": {"search"},
     "runs": {"report", "detkds"},
     "report": {"detkds"},
+    "api": {"runs"},
     "cli": {"runs", "report", "detkds"},
     "__main__": {"cli"},
 }

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from detkds import progress
-from detkds.progress import Event, Progress
+from detkds.progress import Event, Progress, count_text, duration_text
 
 
 class Clock:
@@ -268,3 +268,23 @@ def test_threads_lose_nothing() -> None:
     assert (events[-1].done, events[-1].best) == (400, 99.0)
     done = [event.done for event in events]
     assert done == sorted(done)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (89.4, "89 s"),
+        (90, "1.5 min"),
+        (599, "10.0 min"),
+        (600, "10 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+    ],
+)
+def test_durations_change_their_unit_at_their_limits(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_counts_are_whole_where_they_are() -> None:
+    assert [count_text(value) for value in (0, 60, 1234.0, 1234.56, 0.04)] == ["0", "60", "1234", "1234.6", "0"]

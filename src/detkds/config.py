@@ -73,19 +73,27 @@ class AugmentationConfig(Section):
     """Amounts of the random changes of a training image; 0 switches one off."""
 
     flip: Probability = numbers(0.5)
-    """Probability of a horizontal flip."""
+    """Probability of a left-right flip."""
     scale: tuple[Positive, Positive] = numbers((1.0, 1.0))
-    """Smallest and largest factor of the image's size."""
+    """Smallest and largest size factor, drawn uniformly. Below 1 the image shrinks (and is padded in the batch)."""
     crop: bool = numbers(False)
-    """Whether an image that was scaled up is cropped to its former size."""
+    """Whether a factor above 1 cuts a random window of 1/factor of each side and enlarges it to the unscaled size
+    (large-scale jitter; Ghiasi et al. 2021, section 3.1); without it the whole image grows."""
     brightness: Probability = numbers(0.0)
-    """Largest relative change of brightness."""
+    """The factor is drawn from [1 - amount, 1 + amount]."""
     contrast: Probability = numbers(0.0)
-    """Largest relative change of contrast."""
+    """Likewise."""
     saturation: Probability = numbers(0.0)
-    """Largest relative change of saturation."""
+    """Likewise."""
     hue: float = numbers(0.0, ge=0, le=0.5)
-    """Largest change of hue, in turns of the color circle."""
+    """The shift is drawn from [-amount, amount], in turns of the color circle."""
+
+    @field_validator("scale")
+    @classmethod
+    def _ascends(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError("expected two numbers 0 < low <= high")
+        return scale
 
 
 class TrainConfig(Section):
@@ -266,6 +274,8 @@ class RunConfig(Section):
 
     name: str = speed()
     """The folder's name inside ``runs``."""
+    parent: str | None = speed(None)
+    """Another run in ``runs`` whose results are used wherever they are still valid (``--fork``)."""
     data: DataConfig
     """The images."""
     teacher: DetectorConfig

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast, get_args
 
 from detkds.errors import UserError
+from detkds.files import write_whole
 from detkds.progress import Event, Kind, Sink, news_text, state_text
 
 PROGRESS_FILE = "progress.json"
@@ -105,9 +106,8 @@ class ProgressFile:
         self._save(event)
 
     def _write(self, event: Event) -> None:
-        partial = self.path.with_name(self.path.name + ".part")
-        partial.write_text(json.dumps({**asdict(event), "last_note": self._note}, allow_nan=False), encoding="utf-8")
-        partial.replace(self.path)
+        text = json.dumps({**asdict(event), "last_note": self._note}, allow_nan=False)
+        write_whole(self.path, lambda file: file.write(text.encode()), sync=False)
 
 
 def read_progress(path: Path) -> tuple[Event, str]:

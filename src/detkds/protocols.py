@@ -1,80 +1,100 @@
 """What the pieces of a term promise: knowledge, transforms, adapters, schedules and distances.
 
-Each piece is a frozen dataclass, registered by its name (:mod:`detkds.registry`); what passes between them is in
+Each piece is a frozen dataclass, registered by its name (:mod:`detkds.registry`), which sets ``name``. It inherits from
+its protocol, which gives the defaults of what it does not declare. What passes between pieces is in
 :mod:`detkds.structures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
+
+Stage = Literal["attention", "scale", "normalise", "response"]
+"""The place of a transform in the order of a term."""
 
 
 class Knowledge(Protocol):
-    """What is imitated: reads both outputs and yields pairs. A frozen dataclass registered in ``KNOWLEDGE``.
+    """What is imitated: reads both outputs and yields pairs. A frozen dataclass registered in ``KNOWLEDGE``."""
 
-    Knowledge of features that reads the responses as well has ``reads_responses = True``, and is given aligned ones.
-    Knowledge with learned parts has ``learned(channels, generator)``: a module, built for the channels of the
-    compared maps by level, that is called in its place and is trained with the student. A module that draws
-    random numbers has ``draws = True`` and is given a generator after the levels.
-    """
+    name: ClassVar[str] = ""
+    yields: ClassVar[Kind]
 
-    name: str
-    yields: Kind
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        """The pairs of one step."""
+        raise NotImplementedError(f"{self.name} is called through what it has learned")
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        """Yield the pairs of one step; ``levels`` maps the names both sides have to their stride in pixels."""
-        ...
+    def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module | None:
+        """A module that is called in its place and is trained with the student; None where nothing is learned.
+
+        Args:
+            channels: of the compared maps, by level.
+            generator: of the module's initial weights.
+        """
+        return None
+
+    @property
+    def reads_responses(self) -> bool:
+        """Whether it reads the responses of the heads, which are then aligned."""
+        return self.yields != "feature"
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         """Why this pair cannot offer this knowledge; None where it can."""
-        ...
+        return None
 
 
 class Transform(Protocol):
     """An operation applied alike to both sides of a pair. A frozen dataclass registered in ``TRANSFORMS``.
 
-    ``kinds`` maps each kind it accepts to the kind it gives; ``stage`` is its place in a term's order. One that not
-    every pair of detectors serves has ``refusal(student, teacher)``, as knowledge has.
+    ``kinds`` maps each kind it accepts to the kind it gives; ``stage`` is its place in a term's order.
     """
 
-    name: str
-    stage: Literal["attention", "scale", "normalise", "response"]
-    kinds: Mapping[Kind, Kind]
+    name: ClassVar[str] = ""
+    stage: ClassVar[Stage]
+    kinds: ClassVar[Mapping[Kind, Kind]]
 
     def __call__(self, pair: Pair) -> Pair: ...
 
+    @property
+    def neutral(self) -> bool:
+        """Whether it gives back every pair as it came, so that a term is the same loss without it."""
+        return False
+
+    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+        """Why this pair of detectors cannot be transformed like this; None where it can."""
+        return None
+
 
 class Adapter(Protocol):
-    """What is learned on the student's map of a level. A frozen dataclass registered in ``ADAPTERS``."""
+    """What is learned on the student's map of a level. A frozen dataclass registered in ``ADAPTERS``.
 
-    name: str
+    ``draws`` says whether its modules draw random numbers, and are given a generator with every map.
+    """
+
+    name: ClassVar[str] = ""
+    draws: ClassVar[bool] = False
 
     def build(self, student: int, teacher: int, generator: torch.Generator) -> nn.Module | None:
         """A module from the student's channels to the teacher's, its weights drawn from the generator alone.
 
-        None where nothing is to be done. A module that draws random numbers has ``draws = True`` and is given a
-        generator with every map.
+        None where nothing is to be done.
         """
         ...
 
 
 class Schedule(Protocol):
-    """The factor of a term's weight at a step, counted from 0. A frozen dataclass registered in ``SCHEDULES``."""
+    """The factor of a term's weight at a step, counted from 0. A frozen dataclass registered in ``SCHEDULES``.
 
-    name: str
-    needs_total: bool
+    ``needs_total`` says whether it counts from the end, and is given the number of steps.
+    """
+
+    name: ClassVar[str] = ""
+    needs_total: ClassVar[bool] = False
 
     def __call__(self, step: int, total: int | None) -> float: ...
 
@@ -82,7 +102,7 @@ class Schedule(Protocol):
 class Distance(Protocol):
     """Turns a pair into a scalar, 0 when both sides are equal. A frozen dataclass registered in ``DISTANCES``."""
 
-    name: str
-    kinds: frozenset[Kind]
+    name: ClassVar[str] = ""
+    kinds: ClassVar[frozenset[Kind]]
 
     def __call__(self, pair: Pair) -> Tensor: ...

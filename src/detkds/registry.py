@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from detkds.errors import UserError, unknown_name
@@ -80,14 +80,10 @@ class Registry(Generic[T]):
         name, args, kwargs = parse_expression(expression)
         target = self[name]
         try:
-            inspect.signature(target).bind(*args, **kwargs)
-        except TypeError as error:
-            expected = ", ".join(str(p) for p in inspect.signature(target).parameters.values())
-            raise UserError(f"{self.kind} {expression!r}: {error}; its arguments are ({expected})") from None
-        try:
             return target(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self.kind} {expression!r}: {error}") from None
+            fault = _misfit(target, args, kwargs) or error
+            raise UserError(f"{self.kind} {expression!r}: {fault}") from None
 
     def _load(self) -> None:
         if self._loaded:
@@ -100,6 +96,16 @@ class Registry(Generic[T]):
         except BaseException:
             self._loaded = False  # so that the next look-up meets the same error, not an "unknown name"
             raise
+
+
+def _misfit(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Which argument is missing or unexpected; None where they fit."""
+    signature = inspect.signature(target)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return f"{error}; its arguments are ({', '.join(map(str, signature.parameters.values()))})"
+    return None
 
 
 def parse_expression(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

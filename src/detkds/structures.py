@@ -8,7 +8,7 @@ Boxes are xyxy in pixels of the padded batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -118,9 +118,9 @@ class Layout:
         if "none" in (self.kind, teacher.kind):
             return "one of the detectors offers no responses"
         for name in ("kind", "activation", "anchors") + (("regression", "anchor_key") if boxes else ()):
-            ours, theirs = getattr(self, name), getattr(teacher, name)
-            if ours != theirs:
-                return f"{name.replace('_', ' ')} differs: student {ours}, teacher {theirs}"
+            own, wanted = getattr(self, name), getattr(teacher, name)
+            if own != wanted:
+                return f"{name.replace('_', ' ')} differs: student {own}, teacher {wanted}"
         if self.class_names and teacher.class_names:
             if unknown := [name for name in self.class_names if name not in teacher.class_names]:
                 return f"the teacher does not know {', '.join(unknown)}; it knows {', '.join(teacher.class_names)}"
@@ -132,8 +132,8 @@ class Layout:
         """Why the distributions of the sides of boxes cannot be compared with a teacher's; None where they can."""
         if self.bins and self.bins == teacher.bins:
             return None
-        ours, theirs = (layout.bins or "none" for layout in (self, teacher))
-        return f"the sides are not distributions over the same bins: student {ours}, teacher {theirs}"
+        bins = (layout.bins or "none" for layout in (self, teacher))
+        return "the sides are not distributions over the same bins: student {}, teacher {}".format(*bins)
 
     def columns(self, teacher: Layout) -> list[int] | None:
         """The teacher's class columns in the student's order, the background's kept; None where they are the same."""
@@ -202,7 +202,8 @@ class Regions(Protocol):
 
         Without gradient. ``main`` has 1 where the detector's own losses see an object, and ``background`` where they
         see none; some positions, which they leave out, are in neither. ``vlr`` has the IoU of the anchors that lie
-        around an object, the valuable localization region of LD (Zheng et al. 2022).
+        around an object, the valuable localization region of LD (Zheng et al. 2022). ``centerness`` has what an FCOS
+        head should predict under that name at positives, and 0 elsewhere.
 
         Args:
             boxes: ``(R_i, 4)`` of each image, to be taken for the objects in place of the targets.
@@ -244,6 +245,40 @@ class DetectorOutput:
     respond_at: Callable[[list[Tensor]], RegionResponse] | None = None
     region: Regions | None = None
     branches: Branches | None = None
+
+
+@dataclass(frozen=True)
+class KnowledgeInput:
+    """What a knowledge reads in one step.
+
+    Attributes:
+        student, teacher: outputs for the same batch, their features of equal size; their responses too are aligned
+            where the knowledge reads them.
+        targets: the objects of each image, where known.
+        levels: the names of the levels to compare, with their stride in pixels.
+        generator: of random numbers, for learned parts that draw.
+    """
+
+    student: DetectorOutput
+    teacher: DetectorOutput
+    targets: Sequence[Target] | None
+    levels: Mapping[str, float]
+    generator: torch.Generator | None = None
+
+    def features(self) -> Iterator[tuple[str, float, Tensor, Tensor]]:
+        """Name, stride, student's and teacher's map ``(N, C, H, W)`` of every level."""
+        for level, stride in self.levels.items():
+            yield level, stride, self.student.features[level], self.teacher.features[level]
+
+    def boxes(self, knowledge: str) -> list[Tensor]:
+        """The ground-truth boxes ``(R_i, 4)`` of every image.
+
+        Raises:
+            ValueError: there are no targets; ``knowledge`` is who needs them.
+        """
+        if self.targets is None:
+            raise ValueError(f"knowledge {knowledge!r} needs the targets of the batch; pass them to the distiller")
+        return [target["boxes"] for target in self.targets]
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def test_masks_fill_their_rectangles(dataset: CocoDataset) -> None:
 
 def test_masks_of_an_annotation_without_segmentation_are_an_error(write: Write, content: dict[str, Any]) -> None:
     dataset = load_coco(*write(content))
-    assert not dataset.has_masks
+    with pytest.raises(DataError, match=r"3 annotations lack a mask, and why: .*annotation 1 of image 3"):
+        dataset.require_masks("why")
     with pytest.raises(DataError, match="annotation 1 of image 3: masks were asked for"):
         dataset.target(3, masks=True)
 

@@ -23,7 +23,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 
 def test_it_loads_with_boxes_tight_around_masks(made: Paths) -> None:
     dataset = load_coco(*made[0])
-    assert len(dataset) == 40 and dataset.num_classes == 10 and dataset.has_masks
+    assert len(dataset) == 40 and dataset.num_classes == 10
+    dataset.require_masks("digits have masks")
     for image_id in dataset.image_ids:
         target = dataset.target(image_id, masks=True)
         for box, mask in zip(target["boxes"].tolist(), target["masks"], strict=True):

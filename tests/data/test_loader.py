@@ -9,14 +9,14 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from detkds.data.augment import Augmentation
+from detkds.config import AugmentationConfig
 from detkds.data.coco import CocoDataset
 from detkds.data.loader import evaluation_batches, training_batches, training_store
 from detkds.data.store import ImageStore, network_size
 from detkds.errors import DataError
 from detkds.structures import Batch
 
-JITTER = Augmentation(flip=0.5, scale=(0.7, 1.6), crop=True, brightness=0.2, contrast=0.2, saturation=0.2)
+JITTER = AugmentationConfig(flip=0.5, scale=(0.7, 1.6), crop=True, brightness=0.2, contrast=0.2, saturation=0.2)
 
 
 def _digest(batches: Iterable[Batch]) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from detkds.data.augment import Augmentation
+from detkds.config import AugmentationConfig
 from detkds.data.coco import load_coco
 from detkds.data.digits import make_digits
 from detkds.data.loader import evaluation_batches, training_batches
@@ -18,7 +18,7 @@ def digest(folder: Path) -> str:
     """Make a small digits set there and summarise its files and its batches."""
     paths, _ = make_digits(folder, train=8, val=1, size=64)
     dataset = load_coco(*paths)
-    jitter = Augmentation(flip=0.5, scale=(0.7, 1.6), crop=True, brightness=0.2, contrast=0.2, hue=0.1)
+    jitter = AugmentationConfig(flip=0.5, scale=(0.7, 1.6), crop=True, brightness=0.2, contrast=0.2, hue=0.1)
     summary = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         summary.update(str(path.relative_to(folder)).encode() + path.read_bytes())

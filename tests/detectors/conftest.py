@@ -55,9 +55,9 @@ def make_batch(
 
 def ellipses(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The largest ellipse in each box as masks ``(R, H, W)``."""
-    centres, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    x = (torch.arange(size[1]) + 0.5 - centres[:, :1]) / radii[:, :1]
-    y = (torch.arange(size[0]) + 0.5 - centres[:, 1:]) / radii[:, 1:]
+    centers, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    x = (torch.arange(size[1]) + 0.5 - centers[:, :1]) / radii[:, :1]
+    y = (torch.arange(size[0]) + 0.5 - centers[:, 1:]) / radii[:, 1:]
     return x[:, None, :] ** 2 + y[:, :, None] ** 2 < 1
 
 

@@ -94,10 +94,10 @@ def test_unusable_names_are_refused_with_help(name: Any, parts: list[str]) -> No
 
 
 def test_refused_options() -> None:
-    with pytest.raises(UserError, match=r"resnet18.*colour"):
-        build_backbone("resnet18", (8, 16, 32), options={"colour": 1})
-    with pytest.raises(UserError, match=r"narrow8.*colour"):
-        build_backbone("narrow8", (8, 16, 32), options={"colour": 1})
+    with pytest.raises(UserError, match=r"resnet18.*color"):
+        build_backbone("resnet18", (8, 16, 32), options={"color": 1})
+    with pytest.raises(UserError, match=r"narrow8.*color"):
+        build_backbone("narrow8", (8, 16, 32), options={"color": 1})
     with pytest.raises(WeightsError, match="no pretrained"):
         build_backbone("narrow8", (8, 16, 32), weights="pretrained")
 

@@ -1,4 +1,4 @@
-"""What every detector built on a body keeps; each registered one that takes a ``backbone`` is put through it."""
+"""What every detector built on a body keeps; each registered one that has ``neck_channels`` is put through it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detkds.errors import UserError
 from detkds.registry import DETECTORS
 from detkds.structures import Batch, DetectorOutput, Target
 
-NAMES = [name for name in DETECTORS if "backbone" in inspect.signature(DETECTORS[name]).parameters]
+NAMES = [name for name in DETECTORS if "neck_channels" in inspect.signature(DETECTORS[name]).parameters]
 Build = Callable[..., Detector]
 _STORED = ("features", "logits", "regression", "box_distribution")
 
@@ -172,7 +172,7 @@ def test_predictions_stay_in_the_valid_area_best_first(name: str, small: Build, 
         assert one.labels.dtype == torch.int64 and 0 <= int(one.labels.min()) <= int(one.labels.max()) <= 2
 
 
-def test_padding_content_and_neighbours_do_not_matter(name: str, small: Build, batch: Batch) -> None:
+def test_padding_content_and_neighbors_do_not_matter(name: str, small: Build, batch: Batch) -> None:
     detector = small(name).eval()
     sizes = torch.tensor([[70, 50], [128, 128]])
     noisy = batch.images.clone()
@@ -223,7 +223,7 @@ def test_is_backbone_names_the_body(name: str, small: Build) -> None:
     assert {one for one in detector.state_dict() if detector.is_backbone(one)} == body
 
 
-def test_normalisation_and_helpers_are_not_in_the_weights(name: str, small: Build) -> None:
+def test_normalization_and_helpers_are_not_in_the_weights(name: str, small: Build) -> None:
     detector = small(name)
     assert all(one.startswith("model.") for one in detector.state_dict())
     assert set(detector.home_state_dict()) == {one.removeprefix("model.") for one in detector.state_dict()}
@@ -246,13 +246,13 @@ def test_autocast_gives_sound_boxes_and_losses(name: str, small: Build, batch: B
 
 def test_a_few_steps_lower_the_loss(name: str, small: Build, batch: Batch) -> None:
     detector = small(name).train()
-    optimiser = torch.optim.AdamW(detector.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     values = []
     for _ in range(12):
         loss = _total(_run(detector, batch))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         values.append(float(loss.detach()))
     assert values[-1] < 0.75 * values[0]
 

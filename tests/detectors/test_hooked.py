@@ -80,7 +80,7 @@ def test_maps_are_those_of_the_model_in_one_pass(batch: Batch) -> None:
     detector = hooked().eval()
     detector.model.passes = 0
     output = detector(batch)
-    images = detector.normalise(batch)
+    images = detector.normalize(batch)
     assert detector.model.passes == 1
     assert torch.equal(output.features["fine"], detector.model.backbone(images))
     assert torch.equal(output.features["p3"], detector.model.deep(detector.model.backbone(images)))

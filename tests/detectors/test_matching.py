@@ -17,7 +17,7 @@ from detkds.detectors.matching import (
     IGNORED,
     Objects,
     inside_crowd,
-    match_by_centre,
+    match_by_center,
     match_by_iou,
     match_nearest_point,
 )
@@ -76,7 +76,7 @@ def test_boxes_without_area_match_nothing() -> None:
     anchors = torch.tensor([[0.0, 0, 10, 10]])
     flat = [Target(boxes=torch.tensor([[0.0, 0, 10, 0], [5, 5, 5, 9]]), labels=torch.tensor([0, 1]))]
     assert match_by_iou(anchors, Objects.collect(flat), 0.5, 0.4).tolist() == [[BACKGROUND]]
-    assert match_by_centre(anchors, Objects.collect(flat), 1.5, 1, 1).tolist() == [[BACKGROUND]]
+    assert match_by_center(anchors, Objects.collect(flat), 1.5, 1, 1).tolist() == [[BACKGROUND]]
 
 
 def test_crowds_turn_background_to_ignored_only() -> None:
@@ -90,6 +90,18 @@ def test_crowds_turn_background_to_ignored_only() -> None:
     # shares inside the crowd: 1, 0.4, 0.6, 0.95; the first and last are positive and stay so
     matched = match_by_iou(anchors, Objects.collect([target, plain]), 0.5, 0.45)
     assert matched.tolist() == [[0, BACKGROUND, IGNORED, 0], [BACKGROUND] * 4]
+
+
+def test_thresholds_belong_to_the_better_side() -> None:
+    """IoUs of 1, 1/2 and 1/4: an anchor takes the object from 1/2, and is background below 1/4, not at it."""
+    anchors = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 16], [0, 0, 16, 16], [0, 0, 16, 17]])
+    target = Target(boxes=torch.tensor([[0.0, 0, 8, 8]]), labels=torch.tensor([0]))
+    assert match_by_iou(anchors, Objects.collect([target]), 0.5, 0.25).tolist() == [[0, 0, IGNORED, BACKGROUND]]
+
+
+def test_half_inside_a_crowd_is_not_mostly_inside() -> None:
+    anchors = torch.tensor([[4.0, 0, 12, 8], [3.0, 0, 11, 8]])
+    assert inside_crowd(anchors, torch.tensor([[0.0, 0, 8, 8]])).tolist() == [False, True]
 
 
 def test_inside_crowd_by_loop(generator: torch.Generator) -> None:
@@ -107,14 +119,14 @@ def test_inside_crowd_by_loop(generator: torch.Generator) -> None:
 def _points(sizes: list[int], side: int) -> list[Tensor]:
     levels = []
     for stride in sizes:
-        centres = [(x * stride, y * stride) for y in range(side // stride) for x in range(side // stride)]
+        centers = [(x * stride, y * stride) for y in range(side // stride) for x in range(side // stride)]
         half = stride / 2
-        levels.append(torch.tensor([[x - half, y - half, x + half, y + half] for x, y in centres]))
+        levels.append(torch.tensor([[x - half, y - half, x + half, y + half] for x, y in centers]))
     return levels
 
 
 @pytest.mark.parametrize("pairs_at_once", [2**24, 500])
-def test_centre_matching_equals_torchvisions(
+def test_center_matching_equals_torchvisions(
     pairs_at_once: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matching, "_MOST_PAIRS", pairs_at_once)
@@ -134,18 +146,18 @@ def test_centre_matching_equals_torchvisions(
     body.out_channels = 32  # type: ignore[assignment]
     reference = FCOS(body, 3, head=Head())
     reference.compute_loss(targets, {}, [anchors] * 3, [len(level) for level in levels])  # type: ignore[arg-type]
-    matched = match_by_centre(anchors, Objects.collect(targets), 1.5, len(levels[0]), len(levels[-1]))
+    matched = match_by_center(anchors, Objects.collect(targets), 1.5, len(levels[0]), len(levels[-1]))
     assert torch.equal(matched, torch.stack(taken[0]))
     assert {0, 1} <= {int(v) for v in matched[0].unique()}
 
 
-def test_centre_matching_ignores_points_in_crowds() -> None:
+def test_center_matching_ignores_points_in_crowds() -> None:
     levels = _points([8, 16], 64)
     target = Target(
         boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), crowd_boxes=torch.tensor([[0.0, 0, 32, 32]])
     )
-    matched = match_by_centre(torch.cat(levels), Objects.collect([target]), 1.5, 64, 16)[0, :64].view(8, 8)
-    # a cell of 8 px centred at 8 i: i = 0 lies half (0.25 at the corner) inside, 1..3 fully, 4 half (not more)
+    matched = match_by_center(torch.cat(levels), Objects.collect([target]), 1.5, 64, 16)[0, :64].view(8, 8)
+    # a cell of 8 px centerd at 8 i: i = 0 lies half (0.25 at the corner) inside, 1..3 fully, 4 half (not more)
     assert (matched == IGNORED).nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (1, 2, 3)]
 
 
@@ -191,11 +203,11 @@ def test_nearest_point_equals_a_loop(
 def test_nearest_point_by_hand() -> None:
     points, strides = _cells([8, 16, 32], 64)  # 64 points, then 16, then 4
     boxes = [
-        [4.0, 4, 10, 10],  # size 6: below the finest level, so there; centre (7, 7), nearest (8, 8)
-        [8, 20, 24, 84],  # size 32: stride 8 exactly; centre (16, 52), as near to (16, 48) as to (16, 56): the first
-        [24, 24, 87.9, 87.9],  # size 63.9: still stride 8; the centre (55.95, 55.95) is nearest to (56, 56)
-        [0, 0, 64, 64],  # size 64: stride 16; centre (32, 32)
-        [8, 8, 72, 72],  # the same level; its centre (40, 40) is as near to (32, 32) as to three others
+        [4.0, 4, 10, 10],  # size 6: below the finest level, so there; center (7, 7), nearest (8, 8)
+        [8, 20, 24, 84],  # size 32: stride 8 exactly; center (16, 52), as near to (16, 48) as to (16, 56): the first
+        [24, 24, 87.9, 87.9],  # size 63.9: still stride 8; the center (55.95, 55.95) is nearest to (56, 56)
+        [0, 0, 64, 64],  # size 64: stride 16; center (32, 32)
+        [8, 8, 72, 72],  # the same level; its center (40, 40) is as near to (32, 32) as to three others
         [0, 0, 999, 999],  # the coarsest level there is; nearest to (499, 499) is (32, 32)
     ]
     target = Target(boxes=torch.tensor(boxes), labels=torch.arange(6), crowd_boxes=torch.tensor([[0.0, 0, 64, 64]]))
@@ -207,7 +219,7 @@ def test_nearest_point_by_hand() -> None:
 
 def test_a_point_wanted_by_equals_takes_the_first() -> None:
     points, strides = _cells([8], 32)
-    boxes = torch.tensor([[4.0, 8, 20, 24], [12, 8, 28, 24], [12, 8, 28, 24]])  # centres (12, 16), (20, 16) twice
+    boxes = torch.tensor([[4.0, 8, 20, 24], [12, 8, 28, 24], [12, 8, 28, 24]])  # centers (12, 16), (20, 16) twice
     target = Target(boxes=boxes, labels=torch.arange(3))
     matched = match_nearest_point(points, strides, Objects.collect([target]), 4.0)[0].view(4, 4)
     # (12, 16) is as near to (8, 16) as to (16, 16), (20, 16) to (16, 16) and (24, 16): the first each

@@ -16,7 +16,7 @@ from detkds.data.digits import make_digits
 from detkds.data.loader import evaluation_batches
 from detkds.detectors import build_detector
 from detkds.evaluation.coco_ap import evaluate_boxes, evaluate_masks
-from detkds.evaluation.predict import predict_dataset
+from detkds.evaluation.predict import predict_images
 from detkds.policy import Policy
 from detkds.structures import Detections
 from detkds.training.student import StudentTrainer
@@ -105,4 +105,4 @@ def _learnt(name: str, recipe: Recipe, data: CocoDataset) -> dict[int, Detection
     batches = list(evaluation_batches(data, size=recipe.size, batch_size=BATCH, masks=detector.info.masks))
     for step in range(recipe.steps):
         trainer.train_step(batches[step % len(batches)], None)
-    return predict_dataset(detector, data, size=recipe.size, batch_size=BATCH, device=cpu)
+    return dict(predict_images(detector, data, size=recipe.size, batch_size=BATCH, device=cpu))

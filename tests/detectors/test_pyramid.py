@@ -12,7 +12,7 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 
 from detkds.detectors.backbones import build_backbone
 from detkds.detectors.one_stage.retinanet import OCTAVE_SCALES
-from detkds.detectors.pyramid import AnchorGrid, full_precision, one_stage_pyramid, two_stage_pyramid
+from detkds.detectors.pyramid import AnchorGrid, one_stage_pyramid, two_stage_pyramid
 
 STRIDES = [8, 16, 32, 64, 128]
 
@@ -91,9 +91,3 @@ def test_anchor_key_tells_anchors_apart() -> None:
     ]
     assert grid.key not in {other.key for other in others}
     assert [grid.points_key == other.points_key for other in others] == [True, True, False]
-
-
-def test_full_precision_raises_half_types_only() -> None:
-    assert full_precision(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
-    assert full_precision(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
-    assert full_precision(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64

@@ -57,5 +57,5 @@ def test_gradients_by_hand() -> None:
 
 
 def test_beta_below_one_is_refused() -> None:
-    with pytest.raises(UserError, match="beta: expected a number >= 1"):
+    with pytest.raises(UserError, match="beta: expected a finite number >= 1"):
         DISTANCES.build("bkd(0.5)")

@@ -62,5 +62,5 @@ def test_constant_columns_are_uncorrelated() -> None:
 
 
 def test_alpha_is_checked() -> None:
-    with pytest.raises(UserError, match=r"alpha: expected a number > 0.5, got 0.4"):
+    with pytest.raises(UserError, match=r"alpha: expected a finite number > 0.5, got 0.4"):
         DISTANCES.build("correlation(alpha=0.4)")

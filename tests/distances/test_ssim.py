@@ -100,5 +100,5 @@ def test_runs_in_float32_under_autocast(generator: torch.Generator) -> None:
 def test_refuses_rows_and_even_windows() -> None:
     with pytest.raises(ValueError, match=r"expected maps of shape \(N, C, H, W\), got \(4, 3\)"):
         StructuralSimilarity()(Pair(torch.ones(4, 3), torch.ones(4, 3)))
-    with pytest.raises(UserError, match="window: expected an odd number of cells, got 8"):
+    with pytest.raises(UserError, match="window: expected an odd number, got 8"):
         DISTANCES.build("ssim(window=8)")

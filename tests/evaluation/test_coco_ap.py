@@ -142,6 +142,15 @@ def test_perfect_detections_score_one(tmp_path: Path) -> None:
     assert evaluate_boxes(dataset, perfect).ap == pytest.approx(1.0)
 
 
+def test_a_hundred_detections_of_an_image_and_class_count(tmp_path: Path) -> None:
+    """101 objects, each detected once: the hundred best count, so that recall ends at 100 of 101 objects."""
+    corners = [[20.0 * (i % 12), 20.0 * (i // 12)] for i in range(101)]
+    dataset = _dataset(tmp_path, [_annotation(1, 10, [*corner, 10, 10]) for corner in corners], 1)
+    boxes = dataset.target(1)["boxes"]
+    perfect = Detections(boxes, torch.linspace(0.9, 0.1, 101), torch.zeros(101, dtype=torch.int64))
+    assert evaluate_boxes(dataset, {1: perfect}).ap == pytest.approx(100 / 101)
+
+
 def test_detections_in_a_crowd_are_no_mistakes(tmp_path: Path) -> None:
     annotations = [_annotation(1, 10, [0, 0, 50, 50]), _annotation(1, 10, [100, 100, 200, 200], iscrowd=1)]
     dataset = _dataset(tmp_path, annotations, 1)
@@ -200,11 +209,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         evaluate_boxes(dataset.subset([2]), {})
 
 
-def test_metrics_round_trip_through_json() -> None:
+def test_undefined_metrics_are_null_in_json() -> None:
     metrics = Metrics(0.5, 0.75, 0.25, math.nan, 0.125, 1.0, {"a": 0.5, "b": math.nan})
     text = json.dumps(metrics.to_dict(), allow_nan=False)
     assert json.loads(text)["ap_small"] is None and json.loads(text)["per_class"]["b"] is None
-    assert Metrics.from_dict(json.loads(text)).to_dict() == metrics.to_dict()
 
 
 def test_rescale_by_hand() -> None:

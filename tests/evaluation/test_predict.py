@@ -15,7 +15,7 @@ from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.store import ImageStore
 from detkds.detectors.base import Detector
 from detkds.evaluation.coco_ap import evaluate_boxes
-from detkds.evaluation.predict import predict_dataset
+from detkds.evaluation.predict import predict_images
 from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput
 
 
@@ -71,7 +71,7 @@ def spots(tmp_path: Path) -> CocoDataset:
 
 @pytest.mark.parametrize("size", [96, 384])
 def test_detections_come_back_in_original_pixels(spots: CocoDataset, size: int) -> None:
-    found = predict_dataset(BrightSpot(), spots, size=size, batch_size=4, device="cpu")
+    found = dict(predict_images(BrightSpot(), spots, size=size, batch_size=4, device="cpu"))
     assert sorted(found) == list(spots.image_ids)
     for image_id, detections in found.items():
         expected = spots.target(image_id)["boxes"]
@@ -83,7 +83,7 @@ def test_detections_come_back_in_original_pixels(spots: CocoDataset, size: int) 
 def test_modes_are_put_back_and_no_gradient_is_kept(spots: CocoDataset) -> None:
     detector = BrightSpot().train()
     detector.frozen.eval()
-    predict_dataset(detector, spots, size=64, batch_size=4, device="cpu")
+    dict(predict_images(detector, spots, size=64, batch_size=4, device="cpu"))
     assert detector.modes == [(False, True)] * 2
     assert detector.training and not detector.frozen.training
 
@@ -92,15 +92,15 @@ def test_modes_are_put_back_after_a_failure(spots: CocoDataset) -> None:
     detector = BrightSpot().train()
     (spots.folder / "3.png").unlink()
     with pytest.raises(ValueError, match="image 3"):
-        predict_dataset(detector, spots, size=64, batch_size=4, device="cpu")
+        dict(predict_images(detector, spots, size=64, batch_size=4, device="cpu"))
     assert detector.training
 
 
 def test_a_store_gives_the_same(spots: CocoDataset) -> None:
     store = ImageStore(spots, 96)
-    plain = predict_dataset(BrightSpot(), spots, size=96, batch_size=4, device="cpu")
+    plain = dict(predict_images(BrightSpot(), spots, size=96, batch_size=4, device="cpu"))
     for _ in range(2):
-        stored = predict_dataset(BrightSpot(), spots, size=96, batch_size=4, device="cpu", store=store)
+        stored = dict(predict_images(BrightSpot(), spots, size=96, batch_size=4, device="cpu", store=store))
         assert all(torch.equal(stored[image_id].boxes, plain[image_id].boxes) for image_id in plain)
     assert store.full
 
@@ -123,8 +123,8 @@ class ManySpots(BrightSpot):
 def test_a_detector_of_other_classes_is_read_by_name(spots: CocoDataset) -> None:
     """``spot`` is its class 1; what it calls ``dog`` is left out."""
     [name] = spots.class_names
-    found = predict_dataset(ManySpots(("dog", name, "cat")), spots, size=64, batch_size=2, device="cpu")
-    expected = predict_dataset(BrightSpot(), spots, size=64, batch_size=2, device="cpu")
+    found = dict(predict_images(ManySpots(("dog", name, "cat")), spots, size=64, batch_size=2, device="cpu"))
+    expected = dict(predict_images(BrightSpot(), spots, size=64, batch_size=2, device="cpu"))
     for image, detections in expected.items():
         assert torch.equal(found[image].boxes, detections.boxes)
         assert found[image].labels.tolist() == [0] * len(detections.boxes)

@@ -36,25 +36,25 @@ def test_onnxruntime_finds_what_torch_finds(
     with torch.no_grad():
         parity = compare(module.detect, in_onnxruntime(tmp_path / "model.onnx"), images)
     assert parity.passed, parity
-    assert parity.agreed == parity.expected == parity.found
+    assert parity.agreed == parity.expected == parity.detected
     assert parity.box_error < 0.01 and parity.score_error < 1e-4
     assert modes == [one.training for one in detector.modules()]
     counts = {len(in_onnxruntime(tmp_path / "model.onnx")(image).boxes) for image in images}
     assert len(counts) > 1 or counts == {100}
     facts = {entry.key: entry.value for entry in onnx.load(str(tmp_path / "model.onnx")).metadata_props}
     assert json.loads(facts["class_names"]) == list(detector.class_names)
-    assert json.loads(facts["mean_colour"]) == [0.485, 0.456, 0.406]
+    assert json.loads(facts["mean_color"]) == [0.485, 0.456, 0.406]
 
 
-def test_normalisation_is_inside_and_the_mean_colour_is_padding(trained: Callable[[str], Detector]) -> None:
+def test_normalization_is_inside_and_the_mean_color_is_padding(trained: Callable[[str], Detector]) -> None:
     """A letterboxed image and a padded one are the same to the network."""
     detector = trained("retinanet")
     image = torch.rand(1, 3, 40, 52, generator=torch.Generator().manual_seed(0))
     square = letterbox(image, SIZE, detector.mean)
     padded = torch.zeros(1, 3, SIZE, SIZE)
     padded[..., :40, :52] = image
-    ours = detector.normalise(Batch(square, torch.tensor([[SIZE, SIZE]]), (0,)))
-    theirs = detector.normalise(Batch(padded, torch.tensor([[40, 52]]), (0,)))
+    ours = detector.normalize(Batch(square, torch.tensor([[SIZE, SIZE]]), (0,)))
+    theirs = detector.normalize(Batch(padded, torch.tensor([[40, 52]]), (0,)))
     torch.testing.assert_close(ours, theirs)
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from detkds.knowledge.fgbg import ForegroundBackground
+from detkds.structures import KnowledgeInput
 
 
 def test_a_box_over_the_valid_image_covers_exactly_the_valid_cells(output, targets, strides):
     boxes = targets([[[0, 0, 64, 64]], [[0, 0, 56, 40]]])
-    pairs = list(ForegroundBackground()(output(0), output(1), boxes, strides))
+    pairs = list(ForegroundBackground()(KnowledgeInput(output(0), output(1), boxes, strides)))
     assert len(pairs) == 4
     for (foreground, background), cells in zip((pairs[:2], pairs[2:]), ((64, 5 * 7), (16, 3 * 4)), strict=True):
         assert (foreground.weight > 0).flatten(1).sum(1).tolist() == list(cells)
@@ -22,7 +23,9 @@ def test_foreground_and_background_share_out_the_valid_area(output, targets, str
     boxes = targets([[[3, 5, 30, 22], [28, 20, 61, 64]], [[50, 30, 52, 33]]])
     student, teacher = output(0), output(1)
     for level, (foreground, background) in zip(
-        strides, zip(*[iter(ForegroundBackground()(student, teacher, boxes, strides))] * 2, strict=True), strict=True
+        strides,
+        zip(*[iter(ForegroundBackground()(KnowledgeInput(student, teacher, boxes, strides)))] * 2, strict=True),
+        strict=True,
     ):
         covered = (foreground.weight > 0).int() + (background.weight > 0).int()
         side = 64 // strides[level]
@@ -36,13 +39,20 @@ def test_foreground_and_background_share_out_the_valid_area(output, targets, str
 
 def test_factors(output, targets, strides):
     boxes = targets([[], []])
-    assert [p.factor for p in ForegroundBackground()(output(0), output(1), boxes, strides)] == [1.0, 0.5, 1.0, 0.5]
-    pairs = ForegroundBackground(background=0.25)(output(0), output(1), boxes, strides)
+    assert [p.factor for p in ForegroundBackground()(KnowledgeInput(output(0), output(1), boxes, strides))] == [
+        1.0,
+        0.5,
+        1.0,
+        0.5,
+    ]
+    pairs = ForegroundBackground(background=0.25)(KnowledgeInput(output(0), output(1), boxes, strides))
     assert [pair.factor for pair in pairs] == [1.0, 0.25, 1.0, 0.25]
 
 
 def test_without_objects_the_foreground_is_nothing(output, targets, strides):
-    foreground, background, *_ = ForegroundBackground()(output(0), output(1), targets([[], []]), strides)
+    foreground, background, *_ = ForegroundBackground()(
+        KnowledgeInput(output(0), output(1), targets([[], []]), strides)
+    )
     assert not foreground.weight.any() and not foreground.student.any()
     assert foreground.mean((foreground.student - foreground.teacher).abs()) == 0
     assert background.weight.flatten(1).sum(1).tolist() == [64, 35]
@@ -50,14 +60,14 @@ def test_without_objects_the_foreground_is_nothing(output, targets, strides):
 
 def test_an_object_of_one_cell_counts_as_much_as_one_of_sixteen(output, targets, strides):
     boxes = targets([[[0, 0, 8, 8], [32, 32, 64, 64]], []])
-    foreground, *_ = ForegroundBackground()(output(0), output(1), boxes, strides)
+    foreground, *_ = ForegroundBackground()(KnowledgeInput(output(0), output(1), boxes, strides))
     assert foreground.weight[0, 0, 0, 0] == 1 and foreground.weight[0, 0, 4:, 4:].sum() == pytest.approx(1)
     assert foreground.weight.sum() == pytest.approx(2)
 
 
 def test_targets_are_needed(output, strides):
-    with pytest.raises(ValueError, match="needs the targets"):
-        list(ForegroundBackground()(output(0), output(1), None, strides))
+    with pytest.raises(ValueError, match="knowledge 'fgbg' needs the targets of the batch"):
+        list(ForegroundBackground()(KnowledgeInput(output(0), output(1), None, strides)))
 
 
 def test_binary_masks_of_assigned_objects_balanced_by_image_in_whole_maps(output, targets, strides):
@@ -65,7 +75,7 @@ def test_binary_masks_of_assigned_objects_balanced_by_image_in_whole_maps(output
     student, teacher = output(0), output(1)
     boxes = targets([[[0, 0, 16, 24], [0, 0, 500, 500]], [[8, 8, 24, 16]]])
     knowledge = ForegroundBackground(mask="binary", assign="fpn", balance="image", cut=False, background=4)
-    fine, fine_rest, coarse, coarse_rest = knowledge(student, teacher, boxes, strides)
+    fine, fine_rest, coarse, coarse_rest = knowledge(KnowledgeInput(student, teacher, boxes, strides))
     expected = torch.zeros(2, 1, 8, 8)
     expected[0, :, :3, :2], expected[1, :, 1, 1:3] = 1, 1
     assert torch.equal(fine.weight, expected)

@@ -10,7 +10,7 @@ from torchvision.ops import nms
 
 from detkds.knowledge.general_instances import general_instances
 from detkds.knowledge.instance import Instance
-from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, Layout
+from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, KnowledgeInput, Layout
 
 REGION = Layout("region", "softmax", num_classes=2, regression="deltas")
 
@@ -34,7 +34,7 @@ def region_output(seed: int, counts: tuple[int, ...]) -> DetectorOutput:
 def test_of_regions_as_nms_chooses_them():
     counts = (40, 3, 0)
     student, teacher = region_output(0, counts), region_output(1, counts)
-    found = general_instances(student, teacher, {"p3": 8})
+    found = general_instances(KnowledgeInput(student, teacher, None, {"p3": 8}))
     ours, theirs = (side.logits["roi"].softmax(1) for side in (student, teacher))
     start = 0
     for count, boxes in zip(counts, found, strict=True):
@@ -63,16 +63,16 @@ def test_padding_has_no_instances_and_equal_heads_have_some(output, strides):
             x, y = cells.view(1, 1, 1, -1), cells.view(1, 1, -1, 1)
             low = torch.stack(torch.broadcast_tensors(x * stride, y * stride), 1)
             side.boxes[level] = torch.cat((low, low + 1), 1).expand(2, 4, 2, 64 // stride, 64 // stride)
-    first, second = general_instances(student, teacher, strides)
+    first, second = general_instances(KnowledgeInput(student, teacher, None, strides))
     assert len(first) == len(second) == 10
     assert (second[:, 0] < 56).all() and (second[:, 1] < 40).all()
-    assert all(len(one) == 10 for one in general_instances(student, student, strides))
+    assert all(len(one) == 10 for one in general_instances(KnowledgeInput(student, student, None, strides)))
 
 
 def test_instances_are_cropped_without_targets():
     student, teacher = region_output(0, (5, 2)), region_output(1, (5, 2))
-    [pair] = Instance(source="gi")(student, teacher, None, {"p3": 8})
-    assert len(pair.student) == sum(map(len, general_instances(student, teacher, {"p3": 8})))
+    [pair] = Instance(source="gi")(KnowledgeInput(student, teacher, None, {"p3": 8}))
+    assert len(pair.student) == sum(map(len, general_instances(KnowledgeInput(student, teacher, None, {"p3": 8}))))
     assert Instance(source="gi").reads_responses and not Instance().reads_responses
 
 

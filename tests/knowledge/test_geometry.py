@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detkds.knowledge import geometry
-from detkds.knowledge.geometry import boxes_of, foreground_weight, valid_cells
+from detkds.knowledge.geometry import foreground_weight, valid_cells
 
 
 def slow_weight(boxes: list[list[float]], size: tuple[int, int], stride: int) -> torch.Tensor:
@@ -77,8 +77,3 @@ def test_a_tiny_box_covers_one_cell(box: list[float]):
 def test_no_box_no_weight():
     assert foreground_weight([torch.zeros(0, 4), torch.zeros(0, 4)], (4, 5), 8).shape == (2, 1, 4, 5)
     assert not foreground_weight([torch.zeros(0, 4)], (4, 5), 8).any()
-
-
-def test_targets_are_needed():
-    with pytest.raises(ValueError, match="knowledge 'fgbg' needs the targets of the batch"):
-        boxes_of(None, "fgbg")

@@ -7,7 +7,7 @@ import torch
 
 from detkds.knowledge.anchor_mask import anchor_mask
 from detkds.knowledge.global_ import Global
-from detkds.structures import DetectorInfo, FeatureSpec, Layout
+from detkds.structures import DetectorInfo, FeatureSpec, KnowledgeInput, Layout
 
 
 def info(kind: str = "dense", classes: int = 3) -> DetectorInfo:
@@ -16,7 +16,7 @@ def info(kind: str = "dense", classes: int = 3) -> DetectorInfo:
 
 def test_a_cell_counts_by_the_teachers_largest_score(output, strides):
     student, teacher = output(0), output(1)
-    for level, pair in zip(strides, Global(mask="score")(student, teacher, None, strides), strict=True):
+    for level, pair in zip(strides, Global(mask="score")(KnowledgeInput(student, teacher, None, strides)), strict=True):
         side = 64 // strides[level]
         for n in range(2):
             for i in range(side):
@@ -58,11 +58,11 @@ def test_a_box_beside_the_map_has_no_cells():
 
 
 def test_padding_is_not_near_an_object(output, targets):
-    [pair] = Global(mask="anchor")(output(0), output(1), targets([[], [[0, 0, 64, 64]]]), {"p3": 8})
+    [pair] = Global(mask="anchor")(KnowledgeInput(output(0), output(1), targets([[], [[0, 0, 64, 64]]]), {"p3": 8}))
     assert pair.weight[1, :, 5:].sum() == 0 and pair.weight[1, :, :, 7:].sum() == 0
     assert pair.weight[1].sum() > 0 and pair.weight[0].sum() == 0
 
 
 def test_targets_are_needed(output):
     with pytest.raises(ValueError, match="needs the targets"):
-        list(Global(mask="anchor")(output(0), output(1), None, {"p3": 8}))
+        list(Global(mask="anchor")(KnowledgeInput(output(0), output(1), None, {"p3": 8})))

@@ -13,7 +13,7 @@ from detkds.knowledge.global_ import Global
 from detkds.knowledge.localization import Localization
 from detkds.knowledge.logits import Logits
 from detkds.knowledge.responses import confidence
-from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, Layout
+from detkds.structures import DetectorInfo, DetectorOutput, FeatureSpec, KnowledgeInput, Layout
 
 REGION = Layout("region", "softmax", num_classes=2, anchors=1, regression="deltas")
 
@@ -33,16 +33,16 @@ def region_output(seed: int) -> DetectorOutput:
 
 def test_global_gives_the_maps_of_every_level(output, strides):
     student, teacher = output(0), output(1)
-    pairs = list(Global()(student, teacher, None, strides))
+    pairs = list(Global()(KnowledgeInput(student, teacher, None, strides)))
     assert [pair.student is student.features[level] for pair, level in zip(pairs, strides, strict=True)] == [True] * 2
     assert all(pair.weight is None and pair.kind == "feature" and pair.factor == 1 for pair in pairs)
-    assert len(list(Global()(student, teacher, None, {"p4": 16}))) == 1
+    assert len(list(Global()(KnowledgeInput(student, teacher, None, {"p4": 16})))) == 1
 
 
 def test_padding_weighs_nothing(output, strides):
     for knowledge in (Logits(), Localization()):
         for pair, side, valid in zip(
-            knowledge(output(0), output(1), None, strides), (8, 4), ((5, 7), (3, 4)), strict=True
+            knowledge(KnowledgeInput(output(0), output(1), None, strides)), (8, 4), ((5, 7), (3, 4)), strict=True
         ):
             assert pair.weight.shape == (2, 1, 2, side, side)
             inside = torch.zeros(side, side, dtype=torch.bool)
@@ -53,7 +53,7 @@ def test_padding_weighs_nothing(output, strides):
 
 def test_logits_weigh_valid_anchors_alike(output, strides):
     student, teacher = output(0), output(1)
-    for level, pair in zip(strides, Logits()(student, teacher, None, strides), strict=True):
+    for level, pair in zip(strides, Logits()(KnowledgeInput(student, teacher, None, strides)), strict=True):
         assert pair.kind == "logits" and set(pair.weight.unique().tolist()) == {0.0, 1.0}
         assert torch.equal(pair.student, student.logits[level]) and torch.equal(pair.teacher, teacher.logits[level])
 
@@ -61,7 +61,7 @@ def test_logits_weigh_valid_anchors_alike(output, strides):
 def test_boxes_weigh_by_the_teachers_confidence(output, strides):
     student, teacher = output(0), output(1)
     teacher.logits["p3"].requires_grad_()
-    for level, pair in zip(strides, Localization()(student, teacher, None, strides), strict=True):
+    for level, pair in zip(strides, Localization()(KnowledgeInput(student, teacher, None, strides)), strict=True):
         expected = 1 / (1 + torch.exp(-teacher.logits[level].detach().amax(1, keepdim=True)))
         torch.testing.assert_close(pair.weight[0], expected[0])
         assert not pair.weight.requires_grad and pair.kind == "regression"
@@ -70,13 +70,13 @@ def test_boxes_weigh_by_the_teachers_confidence(output, strides):
 
 
 def test_region_logits_are_rows(strides):
-    [pair] = Logits()(region_output(0), region_output(1), None, strides)
+    [pair] = Logits()(KnowledgeInput(region_output(0), region_output(1), None, strides))
     assert pair.student.shape == (5, 3) and pair.weight is None
 
 
 def test_region_boxes_are_read_at_the_teachers_likeliest_class(strides):
     student, teacher = region_output(0), region_output(1)
-    [pair] = Localization()(student, teacher, None, strides)
+    [pair] = Localization()(KnowledgeInput(student, teacher, None, strides))
     for row in range(5):
         label = 1 + int(teacher.logits["roi"][row, 1:].argmax())
         assert torch.equal(pair.student[row], student.regression["roi"][row, :, label])
@@ -92,7 +92,7 @@ def test_no_regions_give_empty_pairs(strides):
         return replace(output, **cut)
 
     for knowledge in (Logits(), Localization()):
-        [pair] = knowledge(emptied(region_output(0)), emptied(region_output(1)), None, strides)
+        [pair] = knowledge(KnowledgeInput(emptied(region_output(0)), emptied(region_output(1)), None, strides))
         assert len(pair.student) == 0 and pair.mean(pair.student) == 0
 
 
@@ -158,7 +158,7 @@ def test_weights_by_difference_and_by_region(knowledge: type, output, strides):
     student, teacher = marked(output(0)), output(1)
 
     def weights(name: str) -> torch.Tensor:
-        return next(iter(knowledge(weights=name)(student, teacher, None, strides))).weight
+        return next(iter(knowledge(weights=name)(KnowledgeInput(student, teacher, None, strides)))).weight
 
     p, q = (side.logits["p3"][0, :, 1, 2, 3].sigmoid() for side in (teacher, student))
     assert weights("difference")[0, 0, 1, 2, 3].item() == pytest.approx((p - q).abs().max().item())
@@ -173,8 +173,8 @@ def test_weights_by_difference_and_by_region(knowledge: type, output, strides):
 @pytest.mark.parametrize("knowledge", [Logits, Localization])
 def test_general_instances_weigh_where_the_student_would_see_them(knowledge: type, output, strides):
     student, teacher = marked(output(0)), output(1)
-    found = sum(map(len, general_instances(student, teacher, strides)))
-    pair = next(iter(knowledge(weights="general")(student, teacher, None, strides)))
+    found = sum(map(len, general_instances(KnowledgeInput(student, teacher, None, strides))))
+    pair = next(iter(knowledge(weights="general")(KnowledgeInput(student, teacher, None, strides))))
     assert found > 2 and pair.weight.unique().tolist() == [0, found]  # 0 on padding
     teacher_without = replace(DENSE, regression="none")
     offered = replace(info(DENSE), regions=("main",))
@@ -185,12 +185,12 @@ def test_general_instances_weigh_where_the_student_would_see_them(knowledge: typ
 @pytest.mark.parametrize("knowledge", [Logits, Localization])
 def test_a_cell_counts_once_by_its_peak(knowledge: type, output, strides):
     student, teacher = output(0), output(1)
-    pair = next(iter(knowledge(weights="peak", per="cell")(student, teacher, None, strides)))
+    pair = next(iter(knowledge(weights="peak", per="cell")(KnowledgeInput(student, teacher, None, strides))))
     peak = torch.sigmoid(teacher.logits["p3"].flatten(1, 2).amax(1))
     torch.testing.assert_close(pair.weight[0, 0, 0], peak[0])
     assert torch.equal(pair.weight[:, :, 0], pair.weight[:, :, 1])
     assert pair.divisor.item() == pytest.approx(pair.weight[:, :, 0].sum().item())
-    [rows] = knowledge(weights="peak", per="cell")(region_output(0), region_output(1), None, strides)
+    [rows] = knowledge(weights="peak", per="cell")(KnowledgeInput(region_output(0), region_output(1), None, strides))
     assert rows.divisor is None and torch.equal(rows.weight, confidence(region_output(1), "roi"))
 
 
@@ -198,7 +198,7 @@ def test_positives_of_regions_are_counted_image_by_image(strides):
     student, teacher = region_output(0), region_output(1)
     student.proposals = [torch.zeros(3, 4), torch.zeros(2, 4)]
     student.region = lambda name, boxes=None: {"roi": torch.tensor([[1.0], [1.0], [0.0], [0.0], [0.0]])}
-    [pair] = Logits(per="positive")(student, teacher, None, strides)
+    [pair] = Logits(per="positive")(KnowledgeInput(student, teacher, None, strides))
     assert pair.divisor == 3
 
 
@@ -206,14 +206,14 @@ def test_positives_of_regions_are_counted_image_by_image(strides):
 def test_sums_are_divided_by_positives_of_which_an_image_has_one_at_least(knowledge: type, output, strides):
     student, teacher = marked(output(0)), output(1)
     for per, expected in (("positive", 3), ("batch", 1), ("weight", None)):
-        pairs = list(knowledge(per=per)(student, teacher, None, strides))
+        pairs = list(knowledge(per=per)(KnowledgeInput(student, teacher, None, strides)))
         assert [pair.divisor for pair in pairs] == [expected] * 2
 
 
 def test_regions_need_a_pass_with_targets(output, strides):
     for knowledge in (Logits(per="positive"), Logits(weights="positive"), Localization(weights="vlr")):
         with pytest.raises(ValueError, match="marks no region"):
-            list(knowledge(output(0), output(1), None, strides))
+            list(knowledge(KnowledgeInput(output(0), output(1), None, strides)))
 
 
 def test_distributions_travel_where_their_bins_agree(output, strides):
@@ -222,7 +222,7 @@ def test_distributions_travel_where_their_bins_agree(output, strides):
         return replace(one, layout=replace(one.layout, bins=bins), box_distribution=logits)
 
     student = with_bins(output(0), "0 to 1")
-    [pair, _] = Localization()(student, with_bins(output(1), "0 to 1"), None, strides)
+    [pair, _] = Localization()(KnowledgeInput(student, with_bins(output(1), "0 to 1"), None, strides))
     assert pair.distributions is not None and pair.distributions[0] is student.box_distribution["p3"]
     for other in (with_bins(output(1), "0 to 2"), output(1)):
-        assert all(pair.distributions is None for pair in Localization()(student, other, None, strides))
+        assert all(pair.distributions is None for pair in Localization()(KnowledgeInput(student, other, None, strides)))

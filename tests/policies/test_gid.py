@@ -14,7 +14,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss, roi_align
 from detkds import Distiller, load_policy
 from detkds.detectors import build_detector
 from detkds.knowledge.general_instances import general_instances
-from detkds.structures import Batch, Target
+from detkds.structures import Batch, KnowledgeInput, Target
 
 
 def instances(case, image, valid):
@@ -114,7 +114,7 @@ def test_responses_of_regions_are_those_of_proposals_that_overlap_an_instance():
     assert output.proposals is not None and answers.respond_at is not None
     theirs = answers.respond_at(output.proposals)
     asked = replace(answers, logits={"roi": theirs.logits}, boxes={"roi": theirs.boxes})
-    found = general_instances(output, asked, {"p2": 4})
+    found = general_instances(KnowledgeInput(output, asked, None, {"p2": 4}))
     owners = [image for image, one in enumerate(output.proposals) for _ in one]
     divergence, overlap = [], []
     for row, (image, proposal) in enumerate(zip(owners, torch.cat(output.proposals), strict=True)):

@@ -13,7 +13,7 @@ def advice(summary: dict[str, Any]) -> str:
 
 def test_a_good_run_is_only_told_how_to_use_it(summary: dict[str, Any]) -> None:
     assert advice(summary) == (
-        "Use the found policy with other data or seeds: detkds distill runs/birds/config.yaml name=another "
+        "Use the chosen policy with other data or seeds: detkds distill runs/birds/config.yaml name=another "
         "--policy runs/birds/policy.yaml"
     )
 
@@ -49,3 +49,21 @@ def test_a_run_whose_students_all_failed_still_gets_advice(summary: dict[str, An
     for row in summary["rows"]:
         row.update(mean=None, ap={}, to_plain=None)
     assert "detkds distill" in advice(summary)
+
+
+def test_advice_begins_exactly_at_its_limits(summary: dict[str, Any]) -> None:
+    """Ten trainings for each kind of knowledge, three seeds, an interval from 0, a teacher like the student."""
+    summary["search"]["trainings"] = 10
+    summary["rows"][3]["to_plain"] = {"mean": 3.0, "low": 0.01, "high": 6.0}
+    summary["rows"][0]["mean"] = 11.01
+    summary["rows"][2]["mean"] = summary["rows"][3]["mean"] + 1.0
+    summary["rows"][2]["to_plain"] = {"mean": 14.0, "low": 0.01, "high": 16.0}
+    assert advice(summary).startswith("Use the chosen policy")
+    summary["search"]["trainings"] = 9
+    assert "The search was small (9" in advice(summary)
+    summary["rows"][2]["to_plain"]["low"] = 0.0
+    assert "within noise" in advice(summary)
+    summary["rows"][0]["mean"] = 11.0
+    assert "The teacher (11.0 AP) is no better than the plain student (11.0)" in advice(summary)
+    summary["rows"][2]["mean"] += 0.01
+    assert "--policy pkd" in advice(summary)

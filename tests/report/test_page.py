@@ -143,3 +143,46 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(OSError, match="No space"):
         write_report(path, {**summary, "name": "other"}, records)
     assert path.read_text(encoding="utf-8") == before
+
+
+def test_a_run_that_has_just_begun_has_a_page() -> None:
+    page = render({}, [])
+    checked(page)
+    assert "Still running: this is what there is so far." in page
+    for absent in ("Comparison on the test images", "The chosen policy", "What to do next", "How the trials ended"):
+        assert absent not in page
+
+
+def test_a_search_that_is_running_shows_its_best_so_far(summary: dict[str, Any], records: list[Record]) -> None:
+    running = {key: summary[key] for key in ("name", "version", "data", "seconds")}
+    page = render({**running, "progress": "search: 12/60, <b>about</b> 4 min remaining"}, records)
+    assert checked(page).tags.count("svg") == 1
+    for text in ("birds", "Still running", "search: 12/60, &lt;b&gt;", "14.0 AP on the validation part, study global"):
+        assert text in page, text
+    assert "global: - | l1 x 1" in page and "Which options did well" in page
+    assert "candidate trainings" not in page
+
+
+@pytest.mark.parametrize("part", ["rows", "policy", "search", "confirmation", "data", "machine", "seconds", "verdict"])
+def test_every_part_of_a_summary_may_be_missing(summary: dict[str, Any], records: list[Record], part: str) -> None:
+    del summary[part]
+    page = render({**summary, "running": True}, records)
+    checked(page)
+    assert "Still running" in page and "What to do next" not in page
+
+
+def test_a_finished_run_is_not_called_running(summary: dict[str, Any], records: list[Record]) -> None:
+    assert "running" not in render(summary, records)
+    assert "Verdict so far" in render({**summary, "running": True}, records)
+
+
+def test_forty_classes_are_shown_those_that_gain_most(summary: dict[str, Any], records: list[Record]) -> None:
+    plain = {f"class {index:02}.": 0.1 for index in range(41)}
+    gains = {name: 0.9 - index / 100 for index, name in enumerate(plain)}
+    finals = [
+        {"name": name, "seed": 0, "metrics": {"per_class": aps}}
+        for name, aps in (("plain", plain), ("searched", gains))
+    ]
+    page = render(summary, records, finals)
+    assert "class 00." in page and "class 39." in page
+    assert "class 40." not in page

@@ -1,4 +1,4 @@
-"""Plots: the page's colours, no metadata, every row and study drawn."""
+"""Plots: the page's colors, no metadata, every row and study drawn."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 from detkds.report.analysis import Point, history
-from detkds.report.plots import STUDY_COLOURS, comparison_plot, history_plot
+from detkds.report.plots import STUDY_COLORS, comparison_plot, history_plot
 from detkds.search.result import Record
 
 
-def test_colours_are_those_of_the_page(summary: dict[str, Any], records: list[Record]) -> None:
+def test_colors_are_those_of_the_page(summary: dict[str, Any], records: list[Record]) -> None:
     for svg in (comparison_plot(summary["rows"]), history_plot(history(records))):
         assert svg.startswith("<svg")
         assert "var(--ink)" in svg
@@ -41,7 +41,7 @@ def test_dollar_signs_are_no_formulas(summary: dict[str, Any]) -> None:
     assert "a$_1$ &amp; $" in comparison_plot(summary["rows"])
 
 
-def test_more_studies_than_colours_are_drawn() -> None:
-    points = [Point(i + 1, f"study {i}", float(i), float(i), "") for i in range(STUDY_COLOURS + 2)]
+def test_more_studies_than_colors_are_drawn() -> None:
+    points = [Point(i + 1, f"study {i}", float(i), float(i), "") for i in range(STUDY_COLORS + 2)]
     svg = history_plot(points)
-    assert all(f">study {i}</text>" in svg for i in range(STUDY_COLOURS + 2))
+    assert all(f">study {i}</text>" in svg for i in range(STUDY_COLORS + 2))

@@ -37,11 +37,6 @@ class Heard(Progress):
         """In order."""
         return [event.text for event in self.events if event.kind == "note"]
 
-    @property
-    def finished(self) -> list[str]:
-        """The labels of finished trainings."""
-        return [event.label for event in self.events if event.kind == "finished"]
-
 
 @pytest.fixture
 def heard() -> Heard:

@@ -27,8 +27,8 @@ ENTRIES = [
 ]
 
 
-def test_rows_are_in_points_and_paired_with_the_student_they_start_from() -> None:
-    """pkd minus inherited: 30-25, 34-27; inherited minus plain: 15, 16."""
+def test_rows_are_in_points_and_paired_with_the_better_plain_student() -> None:
+    """pkd minus inherited: 30-25, 34-27; plain minus inherited: -15, -16."""
     results = {
         ("plain", 0): stored(0.10),
         ("plain", 1): stored(0.11),
@@ -38,9 +38,9 @@ def test_rows_are_in_points_and_paired_with_the_student_they_start_from() -> Non
         ("pkd", 1): stored(0.34),
     }
     plain, inherited, pkd = rows(ENTRIES, results)
-    assert plain.to_plain is None
-    assert inherited.to_plain is not None
-    assert round(inherited.to_plain.mean, 6) == 15.5
+    assert inherited.to_plain is None
+    assert plain.to_plain is not None
+    assert round(plain.to_plain.mean, 6) == -15.5
     assert pkd.to_plain is not None
     assert round(pkd.to_plain.mean, 6) == 6.0
     assert round(pkd.mean, 6) == 32

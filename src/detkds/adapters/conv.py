@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from detkds.arguments import check_arguments
+from detkds.arguments import OddCount, piece
+from detkds.protocols import Adapter
 from detkds.registry import ADAPTERS
 
 
 @ADAPTERS.register("conv")
-@dataclass(frozen=True)
-class Conv:
+@piece
+class Conv(Adapter):
     """A convolution of the student's map, with batch normalisation or ReLU after it where asked for.
 
     Args:
@@ -28,16 +28,9 @@ class Conv:
         by 3x3 and ReLU, RTMDet (Lyu et al., 2022) by 1x1 and normalisation.
     """
 
-    name: ClassVar[str]
-
-    size: int
+    size: OddCount
     norm: Literal["none", "batch"] = "none"
     relu: bool = False
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.size % 2 == 0:
-            raise ValueError(f"size: expected an odd number, got {self.size}")
 
     def build(self, student: int, teacher: int, generator: torch.Generator) -> nn.Module:
         """The layers from ``student`` to ``teacher`` channels."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from detkds.adapters.auto import Auto
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
+from detkds.protocols import Adapter
 from detkds.registry import ADAPTERS
 from detkds.structures import Pair
 from detkds.transforms.mask import RandomMask
 
 
 @ADAPTERS.register("generate")
-@dataclass(frozen=True)
-class Generate:
+@piece
+class Generate(Adapter):
     """Set a random ``ratio`` of the student's positions to zero, then two 3x3 convolutions with a ReLU between.
 
     Where the channels differ, a 1x1 convolution comes first.
@@ -26,14 +27,9 @@ class Generate:
     Source: MGD (Yang et al., ECCV 2022), equations 2-4; ratios 0.65 (one-stage) and 0.45 (two-stage) of its code.
     """
 
-    name: ClassVar[str]
+    draws: ClassVar[bool] = True
 
-    ratio: float = 0.65
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.ratio >= 1:
-            raise ValueError(f"ratio: expected a number > 0 and < 1, got {self.ratio!r}")
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.65
 
     def build(self, student: int, teacher: int, generator: torch.Generator) -> nn.Module:
         """The generator from ``student`` to ``teacher`` channels."""
@@ -42,8 +38,6 @@ class Generate:
 
 class Generator(nn.Module):
     """Alignment, mask and generation; every pass draws a mask from the random numbers that it is given."""
-
-    draws = True
 
     def __init__(self, align: nn.Module | None, channels: int, mask: RandomMask, generator: torch.Generator) -> None:
         super().__init__()

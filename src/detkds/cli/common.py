@@ -22,6 +22,10 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and its cost, and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines; progress stays on stderr.")]
+Fork = Annotated[
+    str | None,
+    typer.Option("--fork", help="Work in a new run of this name, and take over what is still valid of the old one."),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of initial weights and data order; the config's by default.")]
 
 _FULL_OR_FORBIDDEN = {

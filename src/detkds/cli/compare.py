@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, answering, print_json, stderr, stdout
+from detkds.cli.progress import ProgressOption, ProgressStyle, showing
 
 Policies = Annotated[
     list[str] | None,
@@ -18,7 +19,9 @@ def compare(
     config: Config,
     overrides: Overrides = None,
     policy: Policies = None,
+    fork: Fork = None,
     dry_run: DryRun = False,
+    progress_style: ProgressOption = ProgressStyle.AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Train the plain student and each policy at the full budget over the seeds of final.seeds, without a search.
@@ -31,7 +34,7 @@ def compare(
         from detkds.runs.plan import load_run
 
         chosen = policy or []
-        resolved = load_run(config, overrides or ())
+        resolved = load_run(config, overrides or (), fork)
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_comparison
@@ -39,11 +42,10 @@ def compare(
             update = {"final": resolved.final.model_copy(update={"policies": tuple(chosen or resolved.final.policies)})}
             print_plan(resolved.model_copy(update=update), estimate_comparison, as_json)
             return
-        from detkds.cli.progress import showing
         from detkds.cli.tables import print_comparison
         from detkds.runs.compare import files, run_compare
 
-        with showing(stderr()) as progress:
+        with showing(stderr(), progress_style) as progress:
             comparison = run_compare(resolved, chosen, progress)
         if as_json:
             print_json(comparison)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, Seed, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, Seed, answering, print_json, stderr, stdout
+from detkds.cli.progress import ProgressOption, ProgressStyle, showing
 
 PolicyOption = Annotated[
     str | None,
@@ -19,7 +20,9 @@ def distill(
     overrides: Overrides = None,
     policy: PolicyOption = None,
     seed: Seed = None,
+    fork: Fork = None,
     dry_run: DryRun = False,
+    progress_style: ProgressOption = ProgressStyle.AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Train the student with one policy at the full budget, and measure it on the test images.
@@ -33,7 +36,7 @@ def distill(
     with answering(resumable=not dry_run, quiet=not first):
         from detkds.runs.plan import load_run
 
-        resolved = load_run(config, overrides or ())
+        resolved = load_run(config, overrides or (), fork)
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training
@@ -42,11 +45,10 @@ def distill(
             wanted = find_policy(resolved, policy)
             print_plan(resolved, lambda plan: estimate_training(plan, "student", wanted), as_json)
             return
-        from detkds.cli.progress import showing
         from detkds.cli.tables import print_single
         from detkds.runs.train import run_distill
 
-        with showing(stderr(quiet=not first)) as progress:
+        with showing(stderr(quiet=not first), progress_style) as progress:
             done = run_distill(resolved, policy, seed, progress)
         if done is None:
             return

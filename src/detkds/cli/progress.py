@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -20,12 +18,11 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
 from detkds import progress
-from detkds.progress import Event, Sink, count_text, duration_text, result_text
+from detkds.progress import Event, Sink, count_text, result_text
 from detkds.progress_sinks import json_lines, text_lines
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -126,87 +123,3 @@ class _Remaining(ProgressColumn):
             return Text("-:--:--", style="progress.remaining")
         seconds = max(0, round(remaining - (task.get_time() - task.fields["updated"])))
         return Text(f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}", style="progress.remaining")
-
-
-class Reporter:
-    """A listener of runs (:class:`detkds.runs.pipeline.Listener`) that writes to a console."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.title, self.total, self.done, self._ended = "", 0, 0.0, False
-        self._began = self._spoke = time.monotonic()
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:.3g}/{task.total:g}"),
-                TextColumn("gone"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=console,
-                transient=True,
-            )
-
-    def __enter__(self) -> Reporter:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def stage(self, title: str, total: int) -> None:
-        """A part of the run begins, with this many units of work."""
-        self.title, self.total, self.done, self._ended = title, total, 0.0, False
-        self._began = self._spoke = time.monotonic()
-        if self._bar is None:
-            self._line(f"{title}: 0/{total}")
-            return
-        for task in self._bar.task_ids:
-            self._bar.remove_task(task)
-        self._bar.add_task(title, total=total)
-
-    def advance(self, units: float, note: str = "") -> None:
-        """Work was done; what ``note`` says is shown, where there is room only now and then."""
-        self.done = min(self.done + units, float(self.total))
-        if self._bar is not None:
-            if note:
-                self.console.print(f"  [dim]{escape(short(note))}[/dim]")
-            for task in self._bar.task_ids:
-                self._bar.update(task, completed=self.done)
-            return
-        now = time.monotonic()
-        ends = self.done > self.total - 1e-6 and bool(note) and not self._ended
-        if now - self._spoke >= SECONDS_BETWEEN_LINES or ends:
-            self._spoke, self._ended = now, ends
-            self._line(f"{self.title}: {self.done:.3g}/{self.total}{self._times(now)}  {short(note)}".rstrip())
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        self.console.print(f"[cyan]•[/cyan] {escape(text)}" if self._bar is not None else escape(text))
-
-    def _times(self, now: float) -> str:
-        gone = now - self._began
-        if self.done > self.total - 1e-6:
-            return f", {duration_text(gone)} in all"
-        left = gone / max(self.done, 1e-9) * (self.total - self.done)
-        return f", {duration_text(gone)} gone, about {duration_text(left)} left"
-
-    def _line(self, text: str) -> None:
-        self.console.print(escape(text), soft_wrap=True)
-
-
-def short(note: str) -> str:
-    """A note in one line; a policy of several terms is cut after its first.
-
-    >>> short("AP 3.1  global: - | l2 x 1\\nlogits: - | l2 x 1")
-    'AP 3.1  global: - | l2 x 1 (1 more term)'
-    """
-    first, *more = note.splitlines() or [""]
-    return first if not more else f"{first} ({len(more)} more term{'s' if len(more) > 1 else ''})"

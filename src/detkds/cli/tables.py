@@ -14,6 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from detkds.report.formatting import points
+
 if TYPE_CHECKING:
     from detkds.runs.train import SingleTraining
 
@@ -21,7 +23,7 @@ _STYLES = {"teacher": "magenta", "searched": "bold green"}
 
 
 def comparison_table(summary: Mapping[str, Any]) -> Table:
-    """One row per trained detector: AP over seeds, and the paired difference to the plain student."""
+    """One row per trained detector: AP over seeds, and the paired difference to the better plain student."""
     metric = summary.get("metric", "AP")
     title = f"{metric} on the test images, seeds {_list(summary['seeds'])}"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_style="")
@@ -42,9 +44,9 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def cost_table(found: Mapping[str, Any]) -> Table | None:
+def cost_table(comparison: Mapping[str, Any]) -> Table | None:
     """What a training step costs under each policy; None where nothing was measured."""
-    rows = [row for row in found["rows"] if row.get("cost")]
+    rows = [row for row in comparison["rows"] if row.get("cost")]
     if not rows:
         return None
     rounds = max(row["cost"]["rounds"] for row in rows)
@@ -81,11 +83,6 @@ def difference(data: Mapping[str, float | None] | None) -> str:
     return f"{data['mean']:+.1f} [{data['low']:+.1f}, {data['high']:+.1f}]"
 
 
-def points(value: float | None) -> str:
-    """A metric in points; a dash where it is undefined."""
-    return "-" if value is None or value != value else f"{value:.1f}"
-
-
 def policy_table(policy: Mapping[str, Any], title: str = "") -> Table:
     """The terms of a policy in plain data."""
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_style="", title_justify="left")
@@ -114,22 +111,22 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> RenderableType:
 
 
 def print_results(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
-    """The end of a search: table, verdict, found policy, and where everything lies."""
+    """The end of a search: table, verdict, chosen policy, and where everything lies."""
     from detkds.report.agreement import agreement_line
 
     console.print(comparison_table(summary))
     console.print(Panel(Text(summary["verdict"]), title="verdict", border_style="green", expand=False))
-    console.print(policy_table(summary["policy"], "the found policy, weights as trained"))
+    console.print(policy_table(summary["policy"], "the policy that the search chose, weights as trained"))
     console.print(agreement_line(summary.get("proxy_check")), soft_wrap=True)
     console.print(_files(folder))
 
 
-def print_comparison(console: Console, found: Mapping[str, Any], files: Mapping[Path, str]) -> None:
+def print_comparison(console: Console, comparison: Mapping[str, Any], files: Mapping[Path, str]) -> None:
     """The end of a comparison: tables, verdict, and where everything lies."""
-    console.print(comparison_table(found))
-    if (costs := cost_table(found)) is not None:
+    console.print(comparison_table(comparison))
+    if (costs := cost_table(comparison)) is not None:
         console.print(costs)
-    console.print(Panel(Text(found["verdict"]), title="verdict", border_style="green", expand=False))
+    console.print(Panel(Text(comparison["verdict"]), title="verdict", border_style="green", expand=False))
     for path, text in files.items():
         console.print(f"[bold]{escape(str(path))}[/bold]  {text}", soft_wrap=True)
 
@@ -159,14 +156,16 @@ def print_single(console: Console, done: SingleTraining, which: str) -> None:
 
 
 def _files(folder: Path) -> RenderableType:
-    found = {
-        "student.safetensors": "the student trained with the found policy",
-        "policy.yaml": "the found policy, for detkds distill",
+    descriptions = {
+        "student.safetensors": "the student trained with the chosen policy",
+        "policy.yaml": "the chosen policy, for detkds distill",
         "summary.json": "every number above",
         "report.html": "the report, one file to open or send",
     }
     lines = [
-        f"[bold]{escape(str(folder / name))}[/bold]  {text}" for name, text in found.items() if (folder / name).exists()
+        f"[bold]{escape(str(folder / name))}[/bold]  {text}"
+        for name, text in descriptions.items()
+        if (folder / name).exists()
     ]
     return Group(*(Text.from_markup(line) for line in lines))
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from detkds.cli.common import AsJson, Config, DryRun, Overrides, Seed, answering, print_json, stderr, stdout
+from detkds.cli.common import AsJson, Config, DryRun, Fork, Overrides, Seed, answering, print_json, stderr, stdout
+from detkds.cli.progress import ProgressOption, ProgressStyle, showing
 
 
 class Which(StrEnum):
@@ -25,7 +26,9 @@ def train(
     overrides: Overrides = None,
     which: WhichOption = Which.STUDENT,
     seed: Seed = None,
+    fork: Fork = None,
     dry_run: DryRun = False,
+    progress_style: ProgressOption = ProgressStyle.AUTO,
     as_json: AsJson = False,
 ) -> None:
     """Train the student or the teacher without distillation, and measure it on the test images.
@@ -35,18 +38,17 @@ def train(
     with answering(resumable=not dry_run):
         from detkds.runs.plan import load_run
 
-        resolved = load_run(config, overrides or ())
+        resolved = load_run(config, overrides or (), fork)
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training
 
             print_plan(resolved, lambda plan: estimate_training(plan, which.value), as_json)
             return
-        from detkds.cli.progress import showing
         from detkds.cli.tables import print_single
         from detkds.runs.train import run_train
 
-        with showing(stderr()) as progress:
+        with showing(stderr(), progress_style) as progress:
             done = run_train(resolved, which.value, seed, progress)
         if as_json:
             print_json({"weights": str(done.weights), "steps": str(done.steps), "metrics": done.metrics})

@@ -1,4 +1,4 @@
-"""Random flips, large-scale jitter and colour jitter as plain numbers, applied with one resampling.
+"""Random flips, large-scale jitter and color jitter as plain numbers, applied with one resampling.
 
 A :class:`Draw` is drawn from a generator that depends on (seed, epoch, image, occurrence) alone, so every candidate of
 a search, every worker and every order of use sees the same pictures.
@@ -7,14 +7,13 @@ a search, every worker and every order of use sees the same pictures.
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 import torch
 import torchvision.transforms.v2.functional as functional
 from torch import Tensor
 
-from detkds.errors import ConfigError, Faults
+from detkds.config import AugmentationConfig
 from detkds.structures import Target
 
 MIN_AREA_LEFT = 0.25
@@ -23,37 +22,10 @@ MIN_SIDE_PX = 2.0
 """Boxes with a side shorter than this many network pixels are dropped."""
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How much training images vary; everything is off by default.
+Augmentation = AugmentationConfig
 
-    Attributes:
-        flip: probability of a left-right flip.
-        scale: range of the size factor, drawn uniformly. Below 1 the image shrinks (and is padded in the batch).
-        crop: a factor above 1 cuts a random window of 1/factor of each side and enlarges it to the unscaled size
-            (large-scale jitter; Ghiasi et al. 2021, section 3.1); without it the whole image grows.
-        brightness, contrast, saturation: factors are drawn from [1 - amount, 1 + amount].
-        hue: shift drawn from [-amount, amount], in turns of the colour wheel, at most 0.5.
-    """
-
-    flip: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    crop: bool = False
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-
-    def __post_init__(self) -> None:
-        faults = Faults("augmentation")
-        for name, limit in (("flip", 1.0), ("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
-            value = getattr(self, name)
-            if not 0 <= value <= limit:
-                faults.add(f"{name}: expected a number from 0 to {limit:g}, got {value!r}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            faults.add(f"scale: expected two numbers 0 < low <= high, got {self.scale!r}")
-        faults.raise_as(ConfigError)
-        object.__setattr__(self, "scale", tuple(self.scale))
+NO_AUGMENTATION = AugmentationConfig(flip=0.0)
+"""Training images as they are."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,7 @@ def image_generator(seed: int, epoch: int, image_id: int, occurrence: int = 0) -
     return torch.Generator().manual_seed(stable_seed("draw", seed, epoch, image_id, occurrence))
 
 
-def draw(generator: torch.Generator, augmentation: Augmentation) -> Draw:
+def draw(generator: torch.Generator, augmentation: AugmentationConfig) -> Draw:
     """Draw what happens to one image.
 
     All eight numbers are drawn whatever is switched on, so turning one amount off leaves the others as they were.
@@ -110,7 +82,7 @@ def draw(generator: torch.Generator, augmentation: Augmentation) -> Draw:
 
 
 def apply(image: Tensor, target: Target, draw: Draw, out_size: tuple[int, int]) -> tuple[Tensor, Target]:
-    """Resample, crop, flip and recolour an image together with its objects.
+    """Resample, crop, flip and recolor an image together with its objects.
 
     Args:
         image: ``(3, H, W)`` uint8.
@@ -132,7 +104,7 @@ def apply(image: Tensor, target: Target, draw: Draw, out_size: tuple[int, int]) 
     image = image[:, top : top + rows, left : left + columns]
     if (rows, columns) != (out_height, out_width):
         image = functional.resize(image, [out_height, out_width], antialias=True)
-    image = _recolour(image.float().div_(255.0), draw)
+    image = _recolor(image.float().div_(255.0), draw)
 
     def place(boxes: Tensor) -> Tensor:
         moved = (boxes - boxes.new_tensor([left, top, left, top])) * boxes.new_tensor(
@@ -166,11 +138,11 @@ def _clip(boxes: Tensor, height: int, width: int) -> Tensor:
 
 def _nearest(cells: int, size: int, start: int, length: int, out: int) -> Tensor:
     """For each of ``out`` pixels over ``[start, start + length)`` of ``size``, the nearest of ``cells`` mask cells."""
-    centres = (torch.arange(out, dtype=torch.float64) + 0.5) * (length / out) + start
-    return (centres * (cells / size)).long().clamp_(0, cells - 1)
+    centers = (torch.arange(out, dtype=torch.float64) + 0.5) * (length / out) + start
+    return (centers * (cells / size)).long().clamp_(0, cells - 1)
 
 
-def _recolour(image: Tensor, draw: Draw) -> Tensor:
+def _recolor(image: Tensor, draw: Draw) -> Tensor:
     if draw.brightness != 1.0:
         image = functional.adjust_brightness(image, draw.brightness)
     if draw.contrast != 1.0:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detkds.data.coco_file import AnnotationTable, ImageRecord, read_coco
 from detkds.data.images import read_image
-from detkds.data.masks import rasterise, segmentation_fault
+from detkds.data.masks import rasterize, segmentation_fault
 from detkds.errors import DataError
 from detkds.structures import Target
 
@@ -81,13 +81,8 @@ class CocoDataset:
         """Image records by id."""
         return {record.id: record for record in self.images}
 
-    @cached_property
-    def has_masks(self) -> bool:
-        """Whether every object and crowd region has a segmentation that can be drawn, as far as its form shows."""
-        return not self._without_masks
-
     def require_masks(self, why: str) -> None:
-        """Return quietly where :attr:`has_masks`.
+        """Return quietly where every object and crowd region has a mask that can be drawn, as far as its form shows.
 
         Raises:
             DataError: naming the annotations without a segmentation, and ``why`` they need one.
@@ -100,13 +95,13 @@ class CocoDataset:
     @cached_property
     def _without_masks(self) -> list[str]:
         """The annotations of these images that cannot be drawn, and why."""
-        found = []
+        lines = []
         for record in self.images:
             for row in self.table.rows(record.id):
                 fault = segmentation_fault(self.table.segmentations[row], record.height, record.width)
                 if fault is not None:
-                    found.append(f"annotation {self.table.ids[row]} of image {record.id}: {fault}")
-        return found
+                    lines.append(f"annotation {self.table.ids[row]} of image {record.id}: {fault}")
+        return lines
 
     def subset(self, image_ids: Iterable[int]) -> CocoDataset:
         """The same data set with only these images, in file order; classes stay.
@@ -148,7 +143,7 @@ class CocoDataset:
             drawn = np.zeros((int(keep.sum()), record.height, record.width), dtype=bool)
             for index, row in enumerate(np.flatnonzero(keep) + rows.start):
                 where = f"annotation {table.ids[row]} of image {image_id}"
-                drawn[index] = rasterise(table.segmentations[row], record.height, record.width, where=where)
+                drawn[index] = rasterize(table.segmentations[row], record.height, record.width, where=where)
             target["masks"] = torch.from_numpy(drawn)
         return target
 

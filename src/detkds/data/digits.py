@@ -73,10 +73,10 @@ def _holds(folder: Path, info: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = [json.loads((folder / f"{part}.json").read_text())["info"] for part in ("train", "val")]
+        written = [json.loads((folder / f"{part}.json").read_text())["info"] for part in ("train", "val")]
     except (OSError, ValueError, KeyError, TypeError):
-        found = []
-    if found == [info, info]:
+        written = []
+    if written == [info, info]:
         return True
     raise DataError(f"digits: {folder} already holds something else; name an empty or a new folder")
 
@@ -208,8 +208,8 @@ def _digit(sample: np.ndarray, height_px: float, degrees: float) -> np.ndarray:
     side = int(np.ceil(height_px * 1.5))
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    centre = np.full(2, (side - 1) / 2)
-    offset: Any = np.full(2, 3.5) - turn @ centre
+    center = np.full(2, (side - 1) / 2)
+    offset: Any = np.full(2, 3.5) - turn @ center
     ink = ndimage.affine_transform(sample, turn, offset, (side, side), order=3)
     ink = np.clip((ink - 0.2) / 0.45, 0, 1)
     visible = ink > 0
@@ -219,22 +219,22 @@ def _digit(sample: np.ndarray, height_px: float, degrees: float) -> np.ndarray:
 
 def _stroke(size: int, rng: np.random.Generator) -> np.ndarray:
     """A stray straight stroke as ``(size, size)`` ink, clutter that is no digit."""
-    centre, angle = rng.uniform(0, size, 2), rng.uniform(0, np.pi)
+    center, angle = rng.uniform(0, size, 2), rng.uniform(0, np.pi)
     length, width = size * rng.uniform(0.05, 0.3), size * rng.uniform(0.008, 0.025)
-    rows, columns = np.mgrid[:size, :size] - centre[:, None, None]
+    rows, columns = np.mgrid[:size, :size] - center[:, None, None]
     along = np.abs(rows * np.cos(angle) + columns * np.sin(angle)) - length / 2
     across = np.abs(columns * np.cos(angle) - rows * np.sin(angle)) - width
     return np.clip(1 - np.maximum(along, across), 0, 1)
 
 
 def _paint(canvas: np.ndarray, ink: np.ndarray, place: tuple[int, int], rng: np.random.Generator) -> None:
-    """Blend ink into the canvas in a colour lighter or darker than what lies below, by a random contrast."""
+    """Blend ink into the canvas in a color lighter or darker than what lies below, by a random contrast."""
     window = canvas[place[0] : place[0] + ink.shape[0], place[1] : place[1] + ink.shape[1]]
     below = window.mean((0, 1))
     lighter = rng.random() < 1 - below.mean() / 255
     extreme = np.full(3, 255.0 if lighter else 0.0)
-    colour = below + (extreme - below) * rng.uniform(0.7, 1.0) + rng.normal(0, 20, 3)
-    window += ink[..., None] * (np.clip(colour, 0, 255) - window)
+    color = below + (extreme - below) * rng.uniform(0.7, 1.0) + rng.normal(0, 20, 3)
+    window += ink[..., None] * (np.clip(color, 0, 255) - window)
 
 
 def _free_place(taken: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, int] | None:

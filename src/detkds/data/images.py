@@ -16,7 +16,7 @@ def read_image(path: Path, *, image_id: int, width: int, height: int) -> Tensor:
     """Read an image as ``(3, H, W)`` uint8 RGB.
 
     The pixels are taken as stored: an EXIF orientation is ignored, because COCO annotations describe stored pixels.
-    Grey, palette and CMYK images are converted, transparency is dropped, 16-bit grey is scaled to 8 bits.
+    Gray, palette and CMYK images are converted, transparency is dropped, 16-bit gray is scaled to 8 bits.
 
     Raises:
         DataError: the file cannot be decoded, or is not ``width`` x ``height`` as its annotations say.
@@ -38,8 +38,8 @@ def read_image(path: Path, *, image_id: int, width: int, height: int) -> Tensor:
 def _rgb_array(image: Image.Image) -> np.ndarray:
     """``(H, W, 3)`` uint8."""
     if image.mode.startswith("I"):
-        grey = np.array(image).astype(np.float64) / 257.0
-        return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        gray = np.array(image).astype(np.float64) / 257.0
+        return np.repeat(np.clip(np.rint(gray), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("expected 8- or 16-bit pixels, got floating point")
     if image.mode in ("P", "PA"):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from detkds.data.augment import Augmentation, Draw, apply, draw, image_generator, stable_seed
+from detkds.config import AugmentationConfig
+from detkds.data.augment import NO_AUGMENTATION, Draw, apply, draw, image_generator, stable_seed
 from detkds.data.coco import CocoDataset, ImageRecord
 from detkds.data.store import ImageStore, network_size
 from detkds.errors import DataError
@@ -19,10 +20,10 @@ from detkds.structures import Batch, Target
 
 
 def training_store(
-    dataset: CocoDataset, *, size: int, augmentation: Augmentation | None = None, budget_mb: int = 2048
+    dataset: CocoDataset, *, size: int, augmentation: AugmentationConfig = NO_AUGMENTATION, budget_mb: int = 2048
 ) -> ImageStore:
     """The store that :func:`training_batches` needs: large enough for the largest scale; share it between epochs."""
-    longer_side = math.ceil(size * max(1.0, (augmentation or Augmentation()).scale[1]))
+    longer_side = math.ceil(size * max(1.0, augmentation.scale[1]))
     return ImageStore(dataset, longer_side, budget_mb=budget_mb)
 
 
@@ -33,7 +34,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    augmentation: Augmentation | None = None,
+    augmentation: AugmentationConfig = NO_AUGMENTATION,
     draws: int | None = None,
     masks: bool = False,
     divisor: int = 32,
@@ -62,7 +63,6 @@ def training_batches(
     Raises:
         DataError: there are fewer batches than processes, or an image is broken (when its batch is made).
     """
-    augmentation = augmentation or Augmentation()
     store = store or training_store(dataset, size=size, augmentation=augmentation)
     _check(dataset, store, size, batch_size, divisor, math.ceil(size * max(1.0, augmentation.scale[1])))
     shown = list(_shuffled(dataset.image_ids, len(dataset) if draws is None else draws, seed, epoch))
@@ -150,7 +150,7 @@ class _Plan(Dataset[Batch]):
         chunks: list[list[tuple[int, int]]],
         seed: int = 0,
         epoch: int = 0,
-        augmentation: Augmentation | None = None,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         self.dataset, self.store, self.size, self.divisor, self.masks = dataset, store, size, divisor, masks
         self.chunks, self.seed, self.epoch, self.augmentation = chunks, seed, epoch, augmentation

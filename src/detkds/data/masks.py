@@ -10,7 +10,7 @@ from faster_coco_eval.core import mask as coco_mask
 from detkds.errors import DataError
 
 
-def rasterise(segmentation: Any, height: int, width: int, *, where: str = "segmentation") -> np.ndarray:
+def rasterize(segmentation: Any, height: int, width: int, *, where: str = "segmentation") -> np.ndarray:
     """Draw one object's segmentation as a ``(H, W)`` bool mask.
 
     Args:

@@ -14,8 +14,8 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from detkds.detectors.checkpoints import read_weights, without_prefix
 from detkds.detectors.narrow import NarrowNet
-from detkds.detectors.weights import read_weights
 from detkds.errors import UserError, WeightsError
 
 ALIASES: Mapping[str, str] = {
@@ -41,7 +41,7 @@ class Backbone:
         positions: ``{stride: index in that list}``, for each stride wanted.
         channels: ``{stride: channels}``, for each stride wanted, shallow first.
         channels_last: whether the maps come as ``(N, H, W, C)``.
-        mean, std: the input normalisation that the body's weights were trained with.
+        mean, std: the input normalization that the body's weights were trained with.
     """
 
     network: nn.Module
@@ -66,7 +66,7 @@ def build_backbone(
         name: ``narrow<W>`` (``narrow16``, ``narrow32``, ...), a timm model or one of :data:`ALIASES`.
         strides: pixels per cell of the maps wanted, such as ``(8, 16, 32)``.
         weights: None (random), ``"pretrained"`` (timm's own) or a file or URL of a classifier's weights.
-        frozen_norm: replace batch normalisation by fixed statistics and scales.
+        frozen_norm: replace batch normalization by fixed statistics and scales.
         options: further arguments of the timm model, such as ``{"drop_path_rate": 0.2}``.
 
     Raises:
@@ -83,6 +83,13 @@ def build_backbone(
     return backbone
 
 
+def set_norm_eps(network: nn.Module, eps: float) -> None:
+    """What batch normalization, trained or fixed, adds to variances."""
+    for module in network.modules():
+        if "BatchNorm" in type(module).__name__:
+            module.eps = eps  # type: ignore[assignment]
+
+
 def backbone_names() -> list[str]:
     """Names to choose from: the narrow presets, the aliases and timm's models."""
     return ["narrow16", "narrow32", *ALIASES, *timm.list_models()]
@@ -97,11 +104,11 @@ def _build_narrow(
         raise WeightsError(f"backbone {name}: there are no pretrained weights for it; leave backbone_weights out")
     network = NarrowNet(width)
     if weights is not None:
-        state = read_weights(weights)
+        state = without_prefix(read_weights(weights), network.state_dict(), weights)
         _require_names(name, weights, network.state_dict(), state)
         network.load_state_dict(state, strict=False)
-    found: dict[int, int] = dict(zip((4, 8, 16, 32), network.widths, strict=True))
-    return _select(name, network, found, list(found), strides)
+    channels: dict[int, int] = dict(zip((4, 8, 16, 32), network.widths, strict=True))
+    return _select(name, network, channels, list(channels), strides)
 
 
 def _build_timm(name: str, strides: Sequence[int], weights: str | None, options: dict[str, Any]) -> Backbone:
@@ -114,9 +121,9 @@ def _build_timm(name: str, strides: Sequence[int], weights: str | None, options:
         )
     pretrained: dict[str, Any] = {"pretrained": weights == "pretrained"}
     if weights not in (None, "pretrained"):
-        state = read_weights(weights)
         with torch.device("meta"):
             expected = timm.create_model(model, num_classes=0, **options).state_dict()
+        state = without_prefix(read_weights(weights), expected, weights)
         _require_names(name, weights, expected, state)
         pretrained = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
     try:
@@ -128,8 +135,8 @@ def _build_timm(name: str, strides: Sequence[int], weights: str | None, options:
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"backbone {name}: timm cannot give its feature maps: {error}") from error
     info: Any = network.feature_info
-    found: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
-    return _select(name, network, found, info.reduction(), strides)
+    channels: dict[int, int] = dict(zip(info.reduction(), info.channels(), strict=True))
+    return _select(name, network, channels, info.reduction(), strides)
 
 
 def _create(model: str, options: dict[str, Any]) -> nn.Module:
@@ -148,9 +155,9 @@ def _create(model: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _select(
-    name: str, network: nn.Module, found: Mapping[int, int], reductions: Sequence[int], strides: Sequence[int]
+    name: str, network: nn.Module, channels: Mapping[int, int], reductions: Sequence[int], strides: Sequence[int]
 ) -> Backbone:
-    missing = [stride for stride in strides if stride not in found]
+    missing = [stride for stride in strides if stride not in channels]
     if missing:
         raise UserError(
             f"backbone {name}: expected feature maps at strides {', '.join(map(str, strides))}; "
@@ -161,7 +168,7 @@ def _select(
     return Backbone(
         network=network,
         positions=positions,
-        channels={stride: found[stride] for stride in strides},
+        channels={stride: channels[stride] for stride in strides},
         channels_last=str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC"),
         mean=tuple(card.get("mean", IMAGENET_MEAN)),
         std=tuple(card.get("std", IMAGENET_STD)),

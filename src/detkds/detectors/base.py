@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the length of a block; afterwards every part has its own mode again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class Detector(nn.Module, ABC):
@@ -40,7 +53,7 @@ class Detector(nn.Module, ABC):
         """The detector itself, where this one only changes what it is given."""
         return self
 
-    def normalise(self, batch: Batch) -> Tensor:
+    def normalize(self, batch: Batch) -> Tensor:
         """The batch's images with this detector's own mean and deviation; padding stays exactly 0."""
         images = (batch.images - self.mean) / self.std
         rows = torch.arange(images.shape[-2], device=images.device)
@@ -86,15 +99,15 @@ class Detector(nn.Module, ABC):
         """
         if list(self.info.features) != list(teacher.core.info.features):
             return []
-        own, theirs = self.state_dict(), teacher.core.state_dict()
+        own, given = self.state_dict(), teacher.core.state_dict()
         copied = [
             name
             for name, tensor in own.items()
-            if not self.is_backbone(name) and name in theirs and theirs[name].shape == tensor.shape
+            if not self.is_backbone(name) and name in given and given[name].shape == tensor.shape
         ]
         with torch.no_grad():
             for name in copied:
-                own[name].copy_(theirs[name])
+                own[name].copy_(given[name])
         return copied
 
     @staticmethod

@@ -5,31 +5,109 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from detkds.detectors.base import Detector
+from detkds.detectors.backbones import IMAGENET_MEAN, IMAGENET_STD
+from detkds.detectors.base import Detector, evaluating
 from detkds.detectors.hooks import Tap, parse_tap, run_and_read
-from detkds.detectors.options import check_choice, check_class_names, check_whole
+from detkds.detectors.options import Count, Options, with_options_of
 from detkds.errors import ConfigError, Faults, unknown_name
 from detkds.registry import DETECTORS
 from detkds.structures import Batch, Detections, DetectorInfo, DetectorOutput, FeatureSpec, Layout
 
-Function = Callable[..., Any] | str
 _GIVEN = {"features", "image_sizes", "layout", "losses", "branches"}
 _RESPONSES = tuple(field.name for field in fields(DetectorOutput) if field.name not in _GIVEN)
-_LAYOUT = ("kind", "activation", "anchors", "regression", "anchor_key")
-_CHOICES = {
-    "kind": ("dense", "region", "query"),
-    "activation": ("sigmoid", "softmax"),
-    "regression": ("deltas", "sides", "centre", "none"),
-}
 _NEEDS = {
     "losses": "to train it; give a function (model, batch, raw) -> {name: scalar}, or use it as a teacher only",
     "predictions": "to predict or measure AP; give a function (model, batch, raw) -> one Detections per image",
 }
+
+
+class HookedLayout(BaseModel):
+    """How responses are laid out; the fields are those of :class:`Layout`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["dense", "region", "query"]
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    anchors: Count = 1
+    regression: Literal["deltas", "sides", "centre", "none"] = "none"
+    anchor_key: str = ""
+
+
+class HookedOptions(Options):
+    """Options of :class:`Hooked`. Functions are given as such or as ``package.module:name``."""
+
+    arguments: Mapping[str, Any] = {}
+    """Keyword arguments of the callable that builds the model."""
+    model: Any
+    """The module itself, or ``package.module:callable`` that builds it from ``arguments``."""
+    features: Any
+    """``{level: [place, stride]}`` or ``{level: [place, stride, channels]}``; a place is the path of a module and where
+    need be the part of its output, as in ``neck`` or ``neck[p3]``. Where channels are left out, the model is run once
+    on an empty image, which also checks the strides."""
+    inputs: Any = None
+    """``(batch)`` to the model's arguments: a dict (by name), a tuple (by position) or a single one; by default
+    ``images (N, 3, H, W)`` with ``mean`` and ``std`` taken out."""
+    losses: Any = None
+    """``(model, batch, raw)`` to ``{name: scalar}``; called in training mode where there are targets."""
+    predictions: Any = None
+    """``(model, batch, raw)`` to one :class:`Detections` per image; called in evaluation mode."""
+    responses: Any = None
+    """``(model, batch, raw)`` to some of the fields ``logits``, ``regression``, ``boxes``, ``box_distribution``,
+    ``proposals`` and ``respond_at`` of :class:`DetectorOutput`, shaped as stated there."""
+    layout: Annotated[HookedLayout | None, Field(validate_default=True)] = None
+    """How they are laid out."""
+    body: str = "backbone"
+    """The path of the backbone, which a student does not inherit from its teacher."""
+    probe_size: Count = 128
+    """Side in pixels of the empty image."""
+
+    @field_validator("inputs", "losses", "predictions", "responses")
+    @classmethod
+    def _import(cls, value: Any, info: ValidationInfo) -> Any:
+        return _function(str(info.field_name), value)
+
+    @field_validator("model")
+    @classmethod
+    def _build(cls, model: Any, info: ValidationInfo) -> nn.Module:
+        if isinstance(model, nn.Module):
+            return model
+        build = _function("model", model)
+        try:
+            built = None if build is None else build(**info.data.get("arguments", {}))
+        except TypeError as error:
+            raise ConfigError(f"arguments: {model!r}: {error}") from None
+        if not isinstance(built, nn.Module):
+            raise ConfigError(f"model: expected a torch module from {model!r}, got a {type(built).__name__}")
+        return built
+
+    @field_validator("features")
+    @classmethod
+    def _parse(cls, features: Any, info: ValidationInfo) -> tuple[Tap, ...]:
+        if not isinstance(features, Mapping) or not features:
+            raise ConfigError(f"features: expected one level or more, such as {{p3: ['neck[0]', 8]}}, got {features!r}")
+        taps, faults = [], Faults()
+        for level, place in features.items() if "model" in info.data else ():
+            try:
+                taps.append(parse_tap(str(level), place, info.data["model"]))
+            except ConfigError as error:
+                faults.add(error)
+        faults.raise_as(ConfigError)
+        return tuple(taps)
+
+    @field_validator("layout")
+    @classmethod
+    def _belongs_to_responses(cls, layout: HookedLayout | None, info: ValidationInfo) -> HookedLayout | None:
+        if (info.data.get("responses") is None) != (layout is None) and "responses" in info.data:
+            raise ConfigError(
+                "responses, layout: expected both or neither; the layout says how the responses are to be read"
+            )
+        return layout
 
 
 @DETECTORS.register("hooked")
@@ -39,68 +117,29 @@ class Hooked(Detector):
     Functions are given as such or as ``package.module:name``. ``raw`` is what the model returns, in the mode it is in.
     Every pass runs the model once.
 
-    Args:
-        class_names: one name per class, in label order.
-        model: the module itself, or ``package.module:callable`` that builds it from ``arguments``.
-        features: ``{level: [place, stride]}`` or ``{level: [place, stride, channels]}``; a place is the path of a
-            module and where need be the part of its output, as in ``neck`` or ``neck[p3]``. Where channels are left
-            out, the model is run once on an empty image, which also checks the strides.
-        arguments: keyword arguments of the callable that builds the model.
-        inputs: ``(batch)`` to the model's arguments: a dict (by name), a tuple (by position) or a single one; by
-            default ``images (N, 3, H, W)`` with ``mean`` and ``std`` taken out.
-        losses: ``(model, batch, raw)`` to ``{name: scalar}``; called in training mode where there are targets.
-        predictions: ``(model, batch, raw)`` to one :class:`Detections` per image; called in evaluation mode.
-        responses: ``(model, batch, raw)`` to some of the fields ``logits``, ``regression``, ``boxes``,
-            ``box_distribution``, ``proposals`` and ``respond_at`` of :class:`DetectorOutput`, shaped as stated there.
-        layout: how they are laid out: ``kind``, ``activation``, ``anchors``, ``regression`` and ``anchor_key`` of
-            :class:`Layout`.
-        body: the path of the backbone, which a student does not inherit from its teacher.
-        probe_size: side in pixels of the empty image.
-        mean, std: input normalisation of images in [0, 1].
+    Its options are those of :class:`HookedOptions`.
 
     Raises:
         ConfigError: listing every fault.
     """
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        model: nn.Module | str,
-        features: Mapping[str, Sequence[Any]],
-        *,
-        arguments: Mapping[str, Any] | None = None,
-        inputs: Function | None = None,
-        losses: Function | None = None,
-        predictions: Function | None = None,
-        responses: Function | None = None,
-        layout: Mapping[str, Any] | None = None,
-        body: str = "backbone",
-        probe_size: int = 128,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-    ) -> None:
-        faults = Faults("hooked")
-        check_class_names(faults, class_names)
-        check_whole(faults, probe_size=probe_size)
-        given = {"inputs": inputs, "losses": losses, "predictions": predictions, "responses": responses}
-        functions = {name: _resolved(faults, name, value) for name, value in given.items()}
-        if (responses is None) != (layout is None):
-            faults.add("responses, layout: expected both or neither; the layout says how the responses are to be read")
-        described = _layout(faults, layout or {}, class_names)
-        module = _built(faults, model, arguments or {})
-        taps = [] if module is None else _taps(faults, module, features)
-        faults.raise_as(ConfigError)
-        assert module is not None
-        super().__init__(class_names, mean, std)
+    @with_options_of(HookedOptions)
+    def __init__(self, class_names: Sequence[str], model: Any, features: Any, **options: Any) -> None:
+        given = HookedOptions.checked("hooked", class_names=class_names, model=model, features=features, **options)
+        module, taps = given.model, given.features
+        super().__init__(given.class_names, given.mean or IMAGENET_MEAN, given.std or IMAGENET_STD)
         self.model = module
-        self.functions = functions
-        self.body = body
-        self.taps = tuple(taps)
-        self.to(next((one.device for one in module.parameters()), torch.device("cpu")))
+        self.functions = {name: getattr(given, name) for name in ("inputs", *_NEEDS, "responses")}
+        self.body = given.body
+        self.taps: tuple[Tap, ...] = taps
+        self.to(next((parameter.device for parameter in module.parameters()), torch.device("cpu")))
         if any(tap.channels is None for tap in taps):
-            self.taps = self._probed(probe_size)
+            self.taps = self._probed(given.probe_size)
         specs = {tap.level: FeatureSpec(tap.channels or 0, tap.stride) for tap in self.taps}
-        self.info = DetectorInfo(specs, described)
+        asked = given.layout.model_dump() if given.layout is not None else {}
+        names = given.class_names
+        layout = Layout(**asked, num_classes=len(names) if asked else 0, class_names=names)
+        self.info = DetectorInfo(specs, layout)
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """One pass; see :meth:`Detector.forward`. Losses are given in training mode, where there are targets."""
@@ -120,10 +159,12 @@ class Hooked(Detector):
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
         raw, _ = self._run(batch)
-        found = list(self._call("predictions", batch, raw))
-        if len(found) != len(batch.images) or not all(isinstance(one, Detections) for one in found):
-            raise ConfigError(f"hooked: predictions: expected {len(batch.images)} Detections, got {len(found)} results")
-        return found
+        results = list(self._call("predictions", batch, raw))
+        if len(results) != len(batch.images) or not all(isinstance(result, Detections) for result in results):
+            raise ConfigError(
+                f"hooked: predictions: expected {len(batch.images)} Detections, got {len(results)} results"
+            )
+        return results
 
     def home_state_dict(self) -> dict[str, Tensor]:
         """The live weights under the model's own names."""
@@ -135,7 +176,7 @@ class Hooked(Detector):
 
     def _run(self, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         prepare = self.functions["inputs"]
-        asked = self.normalise(batch) if prepare is None else prepare(batch)
+        asked = self.normalize(batch) if prepare is None else prepare(batch)
         if isinstance(asked, Mapping):
             return run_and_read(self.model, self.taps, (), asked)
         return run_and_read(self.model, self.taps, asked if isinstance(asked, tuple) else (asked,), {})
@@ -150,10 +191,12 @@ class Hooked(Detector):
         """The taps with their channels, from one pass over an empty image that leaves no trace in the model."""
         device = self.mean.device
         image = torch.zeros(1, 3, size, size, device=device)
-        modes = [(part, part.training) for part in self.modules()]
-        self.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with (
+                evaluating(self),
+                torch.no_grad(),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            ):
                 _, maps = self._run(Batch(image, torch.tensor([[size, size]], device=device), (0,)))
         except ConfigError as error:
             raise ConfigError(f"hooked: {fault}" for fault in error.faults) from None
@@ -163,9 +206,6 @@ class Hooked(Detector):
                 f"hooked: model: cannot be run on one image of {size} x {size} pixels ({reason}); "
                 "give another probe_size, or the channels of every level, so that it need not be run"
             ) from error
-        finally:
-            for part, training in modes:
-                part.training = training
         faults = Faults("hooked")
         for tap in self.taps:
             cells = maps[tap.level].shape[-1]
@@ -178,69 +218,24 @@ class Hooked(Detector):
         return tuple(replace(tap, channels=maps[tap.level].shape[1]) for tap in self.taps)
 
 
-def _resolved(faults: Faults, name: str, value: Any) -> Callable[..., Any] | None:
-    """The function itself; None where there is none, or where it cannot be had, which is then a fault."""
+def _function(name: str, value: Any) -> Callable[..., Any] | None:
+    """The function itself, or the one at ``package.module:name``; None for None."""
     if value is None or callable(value):
         return value
     module, colon, path = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not (module and colon and path):
-        faults.add(f"{name}: expected a function or 'package.module:name', got {value!r}")
-        return None
+        raise ConfigError(f"{name}: expected a function or 'package.module:name', got {value!r}")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
     except ImportError as error:
-        faults.add(f"{name}: {module!r} cannot be imported: {error}")
-        return None
+        raise ConfigError(f"{name}: {module!r} cannot be imported: {error}") from None
     for part in path.split("."):
-        if not hasattr(found, part):
-            faults.add(f"{name}: {value!r}: {unknown_name('name', part, vars(found))}")
-            return None
-        found = getattr(found, part)
-    if not callable(found):
-        faults.add(f"{name}: expected a function at {value!r}, got a {type(found).__name__}")
-        return None
-    return found
-
-
-def _built(faults: Faults, model: Any, arguments: Mapping[str, Any]) -> nn.Module | None:
-    if isinstance(model, nn.Module):
-        return model
-    build = _resolved(faults, "model", model)
-    if build is None:
-        return None
-    try:
-        built = build(**arguments)
-    except TypeError as error:
-        faults.add(f"arguments: {model!r}: {error}")
-        return None
-    if not isinstance(built, nn.Module):
-        faults.add(f"model: expected a torch module from {model!r}, got a {type(built).__name__}")
-        return None
-    return built
-
-
-def _taps(faults: Faults, model: nn.Module, features: Any) -> list[Tap]:
-    if not isinstance(features, Mapping) or not features:
-        faults.add(f"features: expected one level or more, such as {{p3: ['neck[0]', 8]}}, got {features!r}")
-        return []
-    taps = []
-    for level, place in features.items():
-        try:
-            taps.append(parse_tap(str(level), place, model))
-        except ConfigError as error:
-            faults.add(error)
-    return taps
-
-
-def _layout(faults: Faults, given: Mapping[str, Any], class_names: Sequence[str]) -> Layout:
-    unknown = [name for name in given if name not in _LAYOUT]
-    for name in unknown:
-        faults.add(f"layout: {unknown_name('key', name, _LAYOUT)}")
-    for name in given.keys() & _CHOICES.keys():
-        check_choice(faults, _CHOICES[name], **{name: given[name]})
-    check_whole(faults, anchors=given.get("anchors", 1))
-    known = {name: value for name, value in given.items() if name not in unknown}
-    return Layout(**known, num_classes=len(class_names) if given else 0, class_names=tuple(class_names))
+        if not hasattr(target, part):
+            raise ConfigError(f"{name}: {value!r}: {unknown_name('name', part, vars(target))}")
+        target = getattr(target, part)
+    if not callable(target):
+        raise ConfigError(f"{name}: expected a function at {value!r}, got a {type(target).__name__}")
+    return target
 
 
 def _is_scalar(loss: Any) -> bool:

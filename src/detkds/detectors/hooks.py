@@ -55,7 +55,7 @@ class Tap:
             try:
                 value = _part(value, key)
             except (LookupError, ValueError, AttributeError):
-                where = self.module + "".join(f"[{one}]" for one in self.keys[:number])
+                where = self.module + "".join(f"[{parent}]" for parent in self.keys[:number])
                 fault = f"there is no [{key}] in the output of {where!r}, which is {_described(value)}"
                 raise ConfigError(f"features.{self.level}: {fault}") from None
         channels = self.channels or "C"

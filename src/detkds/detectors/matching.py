@@ -61,7 +61,10 @@ class Objects:
 
 def of_one_class(boxes: Sequence[Tensor], label: int = 0) -> list[Target]:
     """Targets of one class from boxes ``(R_i, 4)`` of each image."""
-    return [Target(boxes=one, labels=torch.full_like(one[:, 0], label, dtype=torch.int64)) for one in boxes]
+    return [
+        Target(boxes=image_boxes, labels=torch.full_like(image_boxes[:, 0], label, dtype=torch.int64))
+        for image_boxes in boxes
+    ]
 
 
 def match_by_iou(anchors: Tensor, objects: Objects, foreground: float, background: float) -> Tensor:
@@ -88,10 +91,10 @@ def _match_by_iou(anchors: Tensor, objects: Objects, part: slice, foreground: fl
     return ignore_crowds(matched, anchors, None if objects.crowds is None else objects.crowds[part])
 
 
-def match_by_centre(anchors: Tensor, objects: Objects, radius: float, first_level: int, last_level: int) -> Tensor:
+def match_by_center(anchors: Tensor, objects: Objects, radius: float, first_level: int, last_level: int) -> Tensor:
     """Match the points of square anchors ``(M, 4)``, whose side is the stride: ``(N, M)`` indices.
 
-    A point takes an object where it lies inside its box, within ``radius`` strides of its centre, and the largest of
+    A point takes an object where it lies inside its box, within ``radius`` strides of its center, and the largest of
     its four distances is between 4 and 8 strides (from 0 for the ``first_level`` finest anchors, without an upper
     bound for the ``last_level`` coarsest); of several the smallest (Tian et al. 2019, section 3.2, and 2020).
     """
@@ -111,9 +114,9 @@ def match_by_centre(anchors: Tensor, objects: Objects, radius: float, first_leve
         fits &= (largest > lower[:, None]) & (largest < upper[:, None]) & objects.valid[part][:, None]
         area = torch.where(fits, _area(boxes), torch.inf)
         smallest, index = area.min(dim=-1)
-        found = index.masked_fill(smallest == torch.inf, BACKGROUND)
+        nearest = index.masked_fill(smallest == torch.inf, BACKGROUND)
         crowds = None if objects.crowds is None else objects.crowds[part]
-        matched.append(ignore_crowds(found, anchors, crowds))
+        matched.append(ignore_crowds(nearest, anchors, crowds))
     return torch.cat(matched)
 
 
@@ -121,7 +124,7 @@ def match_nearest_point(points: Tensor, strides: Tensor, objects: Objects, scale
     """Match each object to one of the points ``(M, 2)`` of levels with ``strides (M,)``: ``(N, M)`` indices.
 
     An object belongs to the level of stride ``2 ** floor(log2(sqrt(width * height) / scale))``, or the nearest to it
-    that there is; there it wants the point nearest to its centre, by the distance in its own widths and heights. A
+    that there is; there it wants the point nearest to its center, by the distance in its own widths and heights. A
     point that several objects want takes the nearest of them, the first of equally near ones; the others go without
     (Yang et al. 2019, RepPoints, section 4.2, with the distance of the authors' code). All other points are
     background.
@@ -132,8 +135,8 @@ def match_nearest_point(points: Tensor, strides: Tensor, objects: Objects, scale
         boxes, valid = objects.boxes[part], objects.valid[part]
         sides = (boxes[..., 2:] - boxes[..., :2]).clamp_min(torch.finfo(boxes.dtype).eps)  # (n, G, 2)
         wanted = (sides / scale).log2().mean(-1).floor().clamp(level.min(), level.max())
-        centres = (boxes[..., :2] + boxes[..., 2:]) / 2
-        distance = ((points - centres[:, :, None]) / sides[:, :, None]).norm(dim=-1)  # (n, G, M)
+        centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+        distance = ((points - centers[:, :, None]) / sides[:, :, None]).norm(dim=-1)  # (n, G, M)
         distance = torch.where((level == wanted[..., None]) & valid[..., None], distance, torch.inf)
         nearest, chosen = distance.min(dim=2, keepdim=True)
         claims = torch.full_like(distance, torch.inf).scatter_(2, chosen, nearest)

@@ -12,7 +12,7 @@ class NarrowNet(nn.Module):
     """A ResNet of one basic block per stage and widths ``(W, 2W, 4W, 8W)`` at strides 4, 8, 16 and 32.
 
     The stem is two 3 x 3 convolutions of stride 2, which costs less at small sizes than the 7 x 7 one of
-    ResNet (He et al. 2016). Batch normalisation is trained.
+    ResNet (He et al. 2016). Batch normalization is trained.
     """
 
     def __init__(self, width: int) -> None:

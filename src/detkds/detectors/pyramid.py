@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,20 @@ class Pyramid(nn.Module):
         strides: ``{level: stride}`` of all levels; those that the body does not give are made by ``extra``.
         channels: channels of every level.
         extra: makes the coarser levels.
+        norm: normalization of the levels.
     """
 
-    def __init__(self, backbone: Backbone, strides: Mapping[str, int], channels: int, extra: ExtraFPNBlock) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        strides: Mapping[str, int],
+        channels: int,
+        extra: ExtraFPNBlock,
+        norm: Callable[..., nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.body = backbone.network
-        self.fpn = FeaturePyramidNetwork(list(backbone.channels.values()), channels, extra)
+        self.fpn = FeaturePyramidNetwork(list(backbone.channels.values()), channels, extra, norm)
         self.out_channels = channels
         self.strides = dict(strides)
         self._channels_last = backbone.channels_last
@@ -66,16 +74,16 @@ def one_stage_pyramid(backbone: Backbone, channels: int, p6_from: str = "p5") ->
     return Pyramid(backbone, ONE_STAGE_STRIDES, channels, extra)
 
 
-def two_stage_pyramid(backbone: Backbone, channels: int) -> Pyramid:
+def two_stage_pyramid(backbone: Backbone, channels: int, norm: Callable[..., nn.Module] | None = None) -> Pyramid:
     """Levels p2 to p6; p6 is p5 subsampled (Lin et al. 2017, Feature Pyramid Networks, section 4.1)."""
-    return Pyramid(backbone, TWO_STAGE_STRIDES, channels, LastLevelMaxPool())
+    return Pyramid(backbone, TWO_STAGE_STRIDES, channels, LastLevelMaxPool(), norm)
 
 
 class AnchorGrid:
     """The anchors of a pyramid's levels, kept for each grid size met.
 
     torchvision infers a level's stride from the sizes of image and map, which is off where they do not divide;
-    here the true strides are used. As in torchvision, cell ``(i, j)`` is centred at ``(i, j) * stride``.
+    here the true strides are used. As in torchvision, cell ``(i, j)`` is centerd at ``(i, j) * stride``.
 
     Args:
         sizes, ratios: of each level: side lengths in pixels (square root of the area) and heights over widths.
@@ -95,6 +103,12 @@ class AnchorGrid:
         self.key = f"{self.points_key} sizes={list(sizes)} ratios={list(ratios)}"
         self._kept: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
 
+    @classmethod
+    def scaled(cls, scales: Sequence[float], ratios: Sequence[float], strides: Sequence[int]) -> AnchorGrid:
+        """Anchors whose sides are ``scales`` times the stride on every level, cut to whole pixels as in torchvision."""
+        sizes = [tuple(max(1, int(scale * stride)) for scale in scales) for stride in strides]
+        return cls(sizes, [tuple(map(float, ratios))] * len(strides), strides)
+
     @property
     def per_cell(self) -> int:
         """Anchors per cell."""
@@ -113,8 +127,3 @@ class AnchorGrid:
             if len(self._kept) > 32:
                 self._kept.popitem(last=False)
         return self._kept[key]
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where it came in half precision (under autocast); box arithmetic needs it."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

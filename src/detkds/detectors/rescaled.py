@@ -69,8 +69,12 @@ class Rescaled(Detector):
         """Detections of each image; see :meth:`Detector.predict`."""
         shape = batch.images.shape[-2:]
         return [
-            replace(one, boxes=one.boxes / self.scale, masks=None if one.masks is None else _fit(one.masks, shape))
-            for one in self.detector.predict(self._resized(batch))
+            replace(
+                detections,
+                boxes=detections.boxes / self.scale,
+                masks=None if detections.masks is None else _fit(detections.masks, shape),
+            )
+            for detections in self.detector.predict(self._resized(batch))
         ]
 
     def restore(self, output: DetectorOutput) -> DetectorOutput | None:
@@ -99,7 +103,7 @@ class Rescaled(Detector):
             antialias=self.scale < 1,
             recompute_scale_factor=False,
         )[..., :height, :width]
-        targets = None if batch.targets is None else [self._target(one) for one in batch.targets]
+        targets = None if batch.targets is None else [self._target(target) for target in batch.targets]
         return replace(batch, images=images, image_sizes=self._sizes(batch.image_sizes), targets=targets, scales=None)
 
     def _sizes(self, sizes: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ class Rescaled(Detector):
             image_sizes=sizes,
             layout=self.info.layout,
             boxes={level: boxes / self.scale for level, boxes in output.boxes.items()},
-            proposals=None if output.proposals is None else [one / self.scale for one in output.proposals],
+            proposals=None if output.proposals is None else [boxes / self.scale for boxes in output.proposals],
             respond_at=None if respond is None else self._respond(respond),
             region=None if output.region is None else self._region(output.region),
             branches=None,
@@ -129,14 +133,14 @@ class Rescaled(Detector):
 
     def _respond(self, respond: Callable[[list[Tensor]], RegionResponse]) -> Callable[[list[Tensor]], RegionResponse]:
         def respond_at(proposals: list[Tensor]) -> RegionResponse:
-            response = respond([one * self.scale for one in proposals])
+            response = respond([boxes * self.scale for boxes in proposals])
             return replace(response, boxes=response.boxes / self.scale)
 
         return respond_at
 
     def _region(self, regions: Regions) -> Regions:
         def region(name: str, boxes: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:
-            return regions(name, None if boxes is None else [one * self.scale for one in boxes])
+            return regions(name, None if boxes is None else [image_boxes * self.scale for image_boxes in boxes])
 
         return region
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.distances.reduction import row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("bce")
-@dataclass(frozen=True)
-class BinaryCrossEntropy:
+@piece
+class BinaryCrossEntropy(Distance):
     """Cross-entropy of every class score with the teacher's probability, summed over the classes.
 
     With p = sigmoid(t) and q = sigmoid(s): sum_k [-p log q - (1 - p) log(1 - q)] less the teacher's own entropy, which
@@ -36,8 +37,8 @@ class BinaryCrossEntropy:
 
 
 @DISTANCES.register("bkd")
-@dataclass(frozen=True)
-class BinaryDistillation:
+@piece
+class BinaryDistillation(Distance):
     """Cross-entropy of every class score, counted by how far the two probabilities are apart.
 
     With p = sigmoid(t) and q = sigmoid(s): sum_k |p - q|^beta [-p log q - (1 - p) log(1 - q)], averaged over the rows.
@@ -51,12 +52,7 @@ class BinaryDistillation:
 
     kinds: ClassVar[frozenset[Kind]] = frozenset(("logits",))
 
-    beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.beta < 1:
-            raise ValueError(f"beta: expected a number >= 1, below which equality has no gradient, got {self.beta!r}")
+    beta: Annotated[float, Field(ge=1)] = 1.0  # below it equality has no gradient
 
     def __call__(self, pair: Pair) -> Tensor:
         return row_distance(pair, self._rows)

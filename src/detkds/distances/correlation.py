@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.distances.reduction import ROW_KINDS, prepared
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -18,8 +19,8 @@ _EPS = 1e-6
 
 
 @DISTANCES.register("correlation")
-@dataclass(frozen=True)
-class Correlation:
+@piece
+class Correlation(Distance):
     """How far each channel's correlation of student and teacher is from 1, on a logarithmic scale.
 
     D = log2(sum_k |v_k - 1|^(2 alpha) + 1e-6), v_k the correlation of channel k over all M rows (batch and positions),
@@ -34,12 +35,7 @@ class Correlation:
 
     kinds: ClassVar[frozenset[Kind]] = ROW_KINDS
 
-    alpha: float = 1.01
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.alpha <= 0.5:
-            raise ValueError(f"alpha: expected a number > 0.5, got {self.alpha!r}")
+    alpha: Annotated[float, Field(gt=0.5)] = 1.01
 
     def __call__(self, pair: Pair) -> Tensor:
         pair = prepared(pair).masked()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from detkds.arguments import piece
 from detkds.distances.reduction import ROW_KINDS, row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -18,8 +19,8 @@ _EPS = 1e-8
 
 
 @DISTANCES.register("cosine")
-@dataclass(frozen=True)
-class Cosine:
+@piece
+class Cosine(Distance):
     """One minus the cosine of the angle between student and teacher rows.
 
     D = 1 - <s, t> / (||s|| ||t||) over dimension 1, averaged over the rows.
@@ -38,8 +39,8 @@ class Cosine:
 
 
 @DISTANCES.register("pearson")
-@dataclass(frozen=True)
-class Pearson:
+@piece
+class Pearson(Distance):
     """One minus the correlation of student and teacher along each row.
 
     D = 1 - cov(s, t) / (sigma(s) sigma(t)) over dimension 1, averaged over the rows.

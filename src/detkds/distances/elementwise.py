@@ -7,22 +7,22 @@ Publications differ in it, so their weights fit their own choice alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Positive, piece
 from detkds.distances.reduction import ALL_KINDS, Per, element_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("l1")
-@dataclass(frozen=True)
-class L1:
+@piece
+class L1(Distance):
     """Mean absolute difference, mean |s - t|.
 
     Shapes:  any -> ()
@@ -33,16 +33,13 @@ class L1:
 
     per: Per = "element"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
     def __call__(self, pair: Pair) -> Tensor:
         return element_distance(pair, lambda student, teacher: (student - teacher).abs(), self.per)
 
 
 @DISTANCES.register("l2")
-@dataclass(frozen=True)
-class L2:
+@piece
+class L2(Distance):
     """Mean squared difference, mean (s - t)^2.
 
     Shapes:  any -> ()
@@ -54,16 +51,13 @@ class L2:
 
     per: Per = "element"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
     def __call__(self, pair: Pair) -> Tensor:
         return element_distance(pair, partial(F.mse_loss, reduction="none"), self.per)
 
 
 @DISTANCES.register("smooth_l1")
-@dataclass(frozen=True)
-class SmoothL1:
+@piece
+class SmoothL1(Distance):
     """Squared where the sides are near, absolute where they are far.
 
     d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, averaged over the elements.
@@ -75,11 +69,8 @@ class SmoothL1:
 
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS
 
-    beta: float = 1.0
+    beta: Positive = 1.0
     per: Per = "element"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Tensor:
         return element_distance(pair, partial(F.smooth_l1_loss, reduction="none", beta=self.beta), self.per)

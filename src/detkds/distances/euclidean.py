@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from detkds.arguments import piece
 from detkds.distances.reduction import ALL_KINDS, prepared
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("euclidean")
-@dataclass(frozen=True)
-class Euclidean:
+@piece
+class Euclidean(Distance):
     """Root of the weighted sum of squares over everything, sqrt(sum w (s - t)^2).
 
     Shapes:  any -> ()

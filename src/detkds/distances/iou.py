@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.distances.reduction import BOX_KINDS, row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -37,8 +37,8 @@ class _Overlap(NamedTuple):
 
 
 @DISTANCES.register("iou")
-@dataclass(frozen=True)
-class IoU:
+@piece
+class IoU(Distance):
     """One minus intersection over union, or minus its logarithm.
 
     Four sides (e1, e2, e3, e4) are read as the box (-e1, -e2, e3, e4) around an origin that both share. All members
@@ -55,9 +55,6 @@ class IoU:
 
     log: bool = False
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
     def __call__(self, pair: Pair) -> Tensor:
         def distance(student: Tensor, teacher: Tensor) -> Tensor:
             overlap = _overlap(student, teacher).iou
@@ -67,8 +64,8 @@ class IoU:
 
 
 @DISTANCES.register("giou")
-@dataclass(frozen=True)
-class GIoU:
+@piece
+class GIoU(Distance):
     """One minus IoU, plus the share of the enclosing box that neither box covers.
 
     Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
@@ -88,8 +85,8 @@ class GIoU:
 
 
 @DISTANCES.register("diou")
-@dataclass(frozen=True)
-class DIoU:
+@piece
+class DIoU(Distance):
     """One minus IoU, plus the squared distance of the centres over the enclosing box's squared diagonal.
 
     Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1
@@ -108,8 +105,8 @@ class DIoU:
 
 
 @DISTANCES.register("ciou")
-@dataclass(frozen=True)
-class CIoU:
+@piece
+class CIoU(Distance):
     """The DIoU distance plus alpha v, which compares aspect ratios.
 
     v = 4 / pi^2 (atan(w_t / h_t) - atan(w_s / h_s))^2, alpha = v / (1 - IoU + v) without gradient.
@@ -132,8 +129,8 @@ class CIoU:
 
 
 @DISTANCES.register("eiou")
-@dataclass(frozen=True)
-class EIoU:
+@piece
+class EIoU(Distance):
     """The DIoU distance plus the squared differences of width and height over those of the enclosing box.
 
     Shapes:  (N, 4, ...) -> (), the four numbers at dimension 1

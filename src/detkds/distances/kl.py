@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Positive, piece
 from detkds.distances.reduction import ROW_KINDS, row_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -17,8 +17,8 @@ _EPS = 1e-8
 
 
 @DISTANCES.register("kl")
-@dataclass(frozen=True)
-class KullbackLeibler:
+@piece
+class KullbackLeibler(Distance):
     """Divergence of the student's rows from the teacher's, tau^2 KL(T || S), averaged over the rows.
 
     Scores become distributions by softmax(row / tau) over dimension 1. Numbers that are probabilities already are
@@ -35,11 +35,8 @@ class KullbackLeibler:
 
     kinds: ClassVar[frozenset[Kind]] = ROW_KINDS
 
-    tau: float = 1.0
+    tau: Positive = 1.0
     mean: bool = False
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Tensor:
         between = _measures if pair.kind == "probability" else self._scores

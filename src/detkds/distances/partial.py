@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.distances.reduction import Per, element_distance
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
 
 @DISTANCES.register("l2_partial")
-@dataclass(frozen=True)
-class PartialL2:
+@piece
+class PartialL2(Distance):
     """Squared difference to the teacher's margin ReLU, 0 where both are on its inactive side.
 
     With t' = max(t, m): (s - t')^2 where s > t' or t' > 0, else 0. The margin m of a channel is the mean of the
@@ -32,9 +32,6 @@ class PartialL2:
     kinds: ClassVar[frozenset[Kind]] = frozenset(("feature",))
 
     per: Per = "element"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Tensor:
         return element_distance(pair, _squares, self.per)

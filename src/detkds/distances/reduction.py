@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from detkds.precision import full_precision
 from detkds.structures import Kind, Pair
 
 ALL_KINDS: frozenset[Kind] = frozenset(("feature", "logits", "probability", "regression", "sides", "boxes"))
@@ -21,12 +21,8 @@ Per = Literal["element", "position", "image"]
 
 def prepared(pair: Pair) -> Pair:
     """The pair with half precision widened to float32, and the teacher detached where it learned nothing."""
-
-    def wide(tensor: Tensor) -> Tensor:
-        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
     teacher = pair.teacher if pair.teacher_learns else pair.teacher.detach()
-    return replace(pair, student=wide(pair.student), teacher=wide(teacher))
+    return replace(pair, student=full_precision(pair.student), teacher=full_precision(teacher))
 
 
 def element_distance(pair: Pair, distance: Callable[[Tensor, Tensor], Tensor], per: Per = "element") -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detkds.arguments import check_arguments
+from detkds.arguments import OddCount, Positive, piece
 from detkds.distances.reduction import prepared
+from detkds.protocols import Distance
 from detkds.registry import DISTANCES
 from detkds.structures import Kind, Pair
 
@@ -25,8 +25,8 @@ _BLOCK = 16
 
 
 @DISTANCES.register("ssim")
-@dataclass(frozen=True)
-class StructuralSimilarity:
+@piece
+class StructuralSimilarity(Distance):
     """Half of one minus the structural similarity of each channel around each position.
 
     D = mean (1 - SSIM) / 2 with SSIM = (2 m_s m_t + C1)(2 cov + C2) / ((m_s^2 + m_t^2 + C1)(v_s + v_t + C2)),
@@ -41,13 +41,8 @@ class StructuralSimilarity:
 
     kinds: ClassVar[frozenset[Kind]] = frozenset(("feature",))
 
-    window: int = 11
-    sigma: float = 1.5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.window % 2 == 0:
-            raise ValueError(f"window: expected an odd number of cells, got {self.window}")
+    window: OddCount = 11
+    sigma: Positive = 1.5
 
     def __call__(self, pair: Pair) -> Tensor:
         if pair.student.ndim != 4:

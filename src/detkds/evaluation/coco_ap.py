@@ -59,24 +59,12 @@ class Metrics:
         }
         return data if self.boxes is None else {**data, "boxes": self.boxes.to_dict()}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
-        """The inverse of :meth:`to_dict`."""
-        per_class = {name: _or_nan(value) for name, value in values["per_class"].items()}
-        boxes = cls.from_dict(values["boxes"]) if "boxes" in values else None
-        scalars = {name: _or_nan(values[name]) for name in _SCALARS}
-        return cls(**scalars, per_class=per_class, kind=values["kind"], boxes=boxes)
-
 
 _SCALARS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def evaluate_boxes(dataset: CocoDataset, predictions: Predictions) -> Metrics:
@@ -102,7 +90,7 @@ def evaluate_masks(dataset: CocoDataset, predictions: Predictions) -> Metrics:
     truth = _truth(dataset, masks=True)
     results = _results(dataset, predictions, masks=True)
     boxes = _measure(dataset, truth, results, "bbox")
-    by_mask = [{**one, "area": one["mask_area"]} for one in results]
+    by_mask = [{**result, "area": result["mask_area"]} for result in results]
     return replace(_measure(dataset, truth, by_mask, "segm"), kind="mask", boxes=boxes)
 
 
@@ -178,12 +166,12 @@ def _results(dataset: CocoDataset, predictions: Predictions, *, masks: bool) -> 
             faults.append(f"image {image_id}: {fault}")
         elif not faults:
             records += _records(dataset, image_id, detections, masks, len(records) + 1)
-    found = Faults("evaluation")
+    all_faults = Faults("evaluation")
     if unknown:
-        found.add(f"{len(unknown)} predicted image ids are not in the data set, the first is {min(unknown)}")
+        all_faults.add(f"{len(unknown)} predicted image ids are not in the data set, the first is {min(unknown)}")
     if faults:
-        found.add(faults[0])
-    found.raise_as(DataError)
+        all_faults.add(faults[0])
+    all_faults.raise_as(DataError)
     return records
 
 

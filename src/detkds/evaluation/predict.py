@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detkds.data.coco import CocoDataset
 from detkds.data.loader import evaluation_batches
 from detkds.data.store import ImageStore
-from detkds.detectors.base import Detector
+from detkds.detectors.base import Detector, evaluating
 from detkds.evaluation.coco_ap import rescale
 from detkds.structures import Detections
 
@@ -41,35 +39,18 @@ def predict_images(
     for batch in evaluation_batches(dataset, size=size, batch_size=batch_size, store=store, workers=workers):
         assert batch.scales is not None, "evaluation batches carry their scales"
         with evaluating(detector), torch.inference_mode():
-            found = detector.predict(batch.to(device))
-        for image_id, detections, scale in zip(batch.image_ids, found, batch.scales, strict=True):
+            predicted = detector.predict(batch.to(device))
+        for image_id, detections, scale in zip(batch.image_ids, predicted, batch.scales, strict=True):
             record = dataset.records[image_id]
             known = _relabelled(_on_cpu(detections), labels)
             yield image_id, rescale(known, scale, (record.height, record.width))
 
 
-def predict_dataset(detector: Detector, dataset: CocoDataset, **options: Any) -> dict[int, Detections]:
-    """All of :func:`predict_images` by image id; whole masks of many images take much memory."""
-    return dict(predict_images(detector, dataset, **options))
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a block; afterwards every part has its own mode again."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def _labels(ours: Sequence[str], data: Sequence[str]) -> Tensor | None:
+def _labels(names: Sequence[str], data: Sequence[str]) -> Tensor | None:
     """The data's label of each of the detector's, -1 where it has none; None where they are the same."""
-    if tuple(ours) == tuple(data):
+    if tuple(names) == tuple(data):
         return None
-    return torch.tensor([data.index(name) if name in data else -1 for name in ours])
+    return torch.tensor([data.index(name) if name in data else -1 for name in names])
 
 
 def _relabelled(detections: Detections, labels: Tensor | None) -> Detections:

@@ -62,7 +62,11 @@ def write_home(detector: Detector, name: str, options: Mapping[str, Any], size: 
 def home_settings(detector: Detector, name: str, options: Mapping[str, Any], size: int) -> dict[str, Any]:
     """What ``load.py`` builds the detector from, as plain data."""
     parameters = inspect.signature(DETECTORS[name]).parameters.values()
-    given = {one.name: options.get(one.name, one.default) for one in parameters if one.kind is not one.VAR_KEYWORD}
+    given = {
+        parameter.name: options.get(parameter.name, parameter.default)
+        for parameter in parameters
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
     labels = ["__background__"] if detector.info.layout.activation == "softmax" else []
     return {
         "detector": name,

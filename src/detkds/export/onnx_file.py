@@ -26,7 +26,7 @@ _EXTRA = {"onnx": "write ONNX files", "onnxruntime": "check them"}
 class OneImage(nn.Module):
     """``images (1, 3, S, S)`` in [0, 1] to ``boxes (R, 4)`` in its pixels, ``scores (R,)`` and ``labels (R,)``.
 
-    Normalisation and suppression are part of it, masks are not. R varies; the best come first.
+    Normalization and suppression are part of it, masks are not. R varies; the best come first.
     """
 
     def __init__(self, detector: Detector, size: int) -> None:
@@ -36,8 +36,8 @@ class OneImage(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detections of the image."""
-        found = self.detect(images)
-        return found.boxes, found.scores, found.labels
+        detections = self.detect(images)
+        return detections.boxes, detections.scores, detections.labels
 
     def detect(self, images: Tensor) -> Detections:
         """The same as :class:`Detections`."""
@@ -66,12 +66,12 @@ def require(*packages: str) -> None:
         )
 
 
-def letterbox(image: Tensor, size: int, colour: Tensor) -> Tensor:
-    """``(1, 3, h, w)`` at the top left of a ``(1, 3, size, size)`` of one colour ``(1, 3, 1, 1)``.
+def letterbox(image: Tensor, size: int, color: Tensor) -> Tensor:
+    """``(1, 3, h, w)`` at the top left of a ``(1, 3, size, size)`` of one color ``(1, 3, 1, 1)``.
 
-    In the detector's mean colour what is filled in becomes 0 by normalisation, as the padding of a batch is.
+    In the detector's mean color what is filled in becomes 0 by normalization, as the padding of a batch is.
     """
-    canvas = colour.expand(1, 3, size, size).clone()
+    canvas = color.expand(1, 3, size, size).clone()
     canvas[..., : image.shape[-2], : image.shape[-1]] = image
     return canvas
 
@@ -80,7 +80,7 @@ def write_onnx(module: OneImage, example: Tensor, path: Path) -> None:
     """Trace the detector on ``example (1, 3, S, S)``, an image with objects, and write the file.
 
     The tracing exporter of torch is used: the one built on ``torch.export`` refuses suppression, whose number of boxes
-    depends on the image. Class names, mean colour and the meaning of inputs and outputs are kept in the file.
+    depends on the image. Class names, mean color and the meaning of inputs and outputs are kept in the file.
 
     Raises:
         ConfigError: ONNX cannot express the detector, with the reason; or packages are absent.
@@ -114,9 +114,9 @@ def write_onnx(module: OneImage, example: Tensor, path: Path) -> None:
     facts = {
         "detector": title,
         "class_names": json.dumps(detector.class_names),
-        "mean_colour": json.dumps([round(value, 6) for value in detector.mean.flatten().tolist()]),
+        "mean_color": json.dumps([round(value, 6) for value in detector.mean.flatten().tolist()]),
         "input": f"images: RGB in [0, 1], resized so that the longer side has {module.size} pixels, filled up at the "
-        "right and bottom with mean_colour",
+        "right and bottom with mean_color",
         "output": "boxes: x1, y1, x2, y2 in pixels of the input; scores, best first; labels: indices of class_names",
     }
     for key, value in facts.items():

@@ -23,18 +23,18 @@ Detect = Callable[[Tensor], Detections]
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found.
+    """What a comparison detected.
 
     Attributes:
         images: compared.
-        expected, found: detections of the detector and of its other form.
+        expected, detected: detections of the detector and of its other form.
         agreed: pairs of one class whose corners are within 0.5 px and whose scores within 0.001 of each other.
         box_error, score_error: the largest differences among these, in pixels and in scores.
     """
 
     images: int
     expected: int
-    found: int
+    detected: int
     agreed: int
     box_error: float
     score_error: float
@@ -42,35 +42,37 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether at least 99 % agree, of one detection or more."""
-        return self.expected > 0 and self.agreed >= SHARE * max(self.expected, self.found)
+        return self.expected > 0 and self.agreed >= SHARE * max(self.expected, self.detected)
 
     def __str__(self) -> str:
         if not self.expected:
             return f"no detections in {self.images} images, so there is nothing to compare"
         return (
-            f"{self.agreed} of {max(self.expected, self.found)} detections in {self.images} images agree; the largest "
-            f"differences are {self.box_error:.2g} px and {self.score_error:.2g} in score"
+            f"{self.agreed} of {max(self.expected, self.detected)} detections in {self.images} images agree; "
+            f"the largest differences are {self.box_error:.2g} px and {self.score_error:.2g} in score"
         )
 
 
 def compare(reference: Detect, other: Detect, images: Iterable[Tensor]) -> Parity:
     """Run both on each image ``(1, 3, S, S)`` and match what they find."""
-    count = expected = found = agreed = 0
+    count = expected = detected = agreed = 0
     worst = torch.zeros(2)
     for image in images:
-        ours, theirs = reference(image), other(image)
-        errors = match(ours, theirs)
-        count, expected, found = count + 1, expected + len(ours.boxes), found + len(theirs.boxes)
+        first, second = reference(image), other(image)
+        errors = match(first, second)
+        count, expected, detected = count + 1, expected + len(first.boxes), detected + len(second.boxes)
         agreed += len(errors)
         worst = torch.cat([worst[None], errors]).amax(0)
-    return Parity(count, expected, found, agreed, *worst.tolist())
+    return Parity(count, expected, detected, agreed, *worst.tolist())
 
 
-def match(ours: Detections, theirs: Detections) -> Tensor:
+def match(reference: Detections, other: Detections) -> Tensor:
     """Pair detections within the tolerances, the nearest first: ``(P, 2)`` differences of corners and scores."""
-    corners = (ours.boxes[:, None] - theirs.boxes[None]).abs().amax(-1)  # (R, Q)
-    scores = (ours.scores[:, None] - theirs.scores[None]).abs()
-    close = (corners <= BOX_TOLERANCE_PX) & (scores <= SCORE_TOLERANCE) & (ours.labels[:, None] == theirs.labels[None])
+    corners = (reference.boxes[:, None] - other.boxes[None]).abs().amax(-1)  # (R, Q)
+    scores = (reference.scores[:, None] - other.scores[None]).abs()
+    close = (
+        (corners <= BOX_TOLERANCE_PX) & (scores <= SCORE_TOLERANCE) & (reference.labels[:, None] == other.labels[None])
+    )
     rows, columns = close.nonzero(as_tuple=True)
     taken: tuple[set[int], set[int]] = set(), set()
     pairs = []
@@ -82,8 +84,8 @@ def match(ours: Detections, theirs: Detections) -> Tensor:
             pairs.append((row, column))
     if not pairs:
         return torch.zeros(0, 2)
-    one, other = torch.tensor(pairs).unbind(1)
-    return torch.stack((corners[one, other], scores[one, other]), dim=1)
+    rows, columns = torch.tensor(pairs).unbind(1)
+    return torch.stack((corners[rows, columns], scores[rows, columns]), dim=1)
 
 
 def in_onnxruntime(path: Path) -> Detect:

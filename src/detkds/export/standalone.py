@@ -2,11 +2,12 @@
 
     from load import load
     model = load()
-    [found] = model([image])
+    [detections] = model([image])
 
-``image`` is ``(3, H, W)`` RGB in [0, 1]; ``found`` has boxes in its pixels, scores and labels, as usual in torchvision.
-What it is built from stands in ``model.json``; ``classes`` there are in the order of the labels. It resizes images as
-torchvision does, their longer side to ``size``; where your own resizing is to be kept, give images of that size.
+``image`` is ``(3, H, W)`` RGB in [0, 1]; ``detections`` has boxes in its pixels, scores and labels, as usual in
+torchvision. What it is built from stands in ``model.json``; ``classes`` there are in the order of the labels. It
+resizes images as torchvision does, their longer side to ``size``; where your own resizing is to be kept, give images of
+that size.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
@@ -74,13 +76,16 @@ class Backbone(nn.Module):
         self.body, reductions, widths, self.channels_last = _body(settings["body"])
         if options["frozen_norm"]:
             freeze_batch_norm_2d(self.body)
+        for module in self.body.modules():
+            if options["norm_eps"] is not None and "BatchNorm" in type(module).__name__:
+                module.eps = options["norm_eps"]  # type: ignore[assignment]
         self.picks = [
             max(place for place, reduction in enumerate(reductions) if reduction == stride)
             for stride in strides
             if stride <= 32
         ]
         inputs = [widths[place] for place in self.picks]
-        self.fpn = FeaturePyramidNetwork(inputs, channels, _extra_levels(options, inputs[-1]))
+        self.fpn = FeaturePyramidNetwork(inputs, channels, _extra_levels(options, inputs[-1]), _norm(options))
         self.levels = [f"p{stride.bit_length() - 1}" for stride in strides]
         self.out_channels = channels
 
@@ -138,6 +143,11 @@ def _extra_levels(options: Settings, coarsest: int) -> LastLevelP6P7 | LastLevel
     return extra
 
 
+def _norm(options: Settings) -> Callable[..., nn.Module] | None:
+    """The normalization of a two-stage detector's pyramid and convolutions over regions."""
+    return nn.BatchNorm2d if options.get("norm") == "batch" else None
+
+
 def _group_norm(channels: int) -> nn.GroupNorm:
     """The most groups, up to 32, of two channels at least."""
     return nn.GroupNorm(max((n for n in range(1, 33) if channels % n == 0 and n < channels), default=1), channels)
@@ -169,12 +179,20 @@ def _rcnn(settings: Settings, backbone: Backbone, common: dict[str, Any]) -> nn.
     """Faster or Mask R-CNN; its labels begin with the background, as ``classes`` do."""
     options, channels = settings["options"], settings["options"]["neck_channels"]
     classes, resolution = len(settings["classes"]), options["roi_resolution"]
+    anchors = Anchors((4, 8, 16, 32, 64), options["anchor_scales"], options["anchor_ratios"])
+    box_head: nn.Module = TwoMLPHead(channels * resolution**2, options["representation"])
+    if options["box_convs"]:
+        convs = [channels] * options["box_convs"]
+        box_head = FastRCNNConvFCHead(
+            (channels, resolution, resolution), convs, [options["representation"]], _norm(options)
+        )
     parts: dict[str, Any] = {
-        "rpn_anchor_generator": Anchors((4, 8, 16, 32, 64), options["anchor_scales"], options["anchor_ratios"]),
+        "rpn_anchor_generator": anchors,
+        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=options["rpn_convs"]),
         "rpn_pre_nms_top_n_test": options["rpn_pre_nms_predict"],
         "rpn_post_nms_top_n_test": options["rpn_post_nms_predict"],
         "box_roi_pool": _region_pool(resolution, options["roi_canonical_size"]),
-        "box_head": TwoMLPHead(channels * resolution**2, options["representation"]),
+        "box_head": box_head,
         "box_predictor": FastRCNNPredictor(options["representation"], classes),
         "box_score_thresh": options["score_threshold"],
         "box_nms_thresh": options["nms_threshold"],
@@ -182,10 +200,10 @@ def _rcnn(settings: Settings, backbone: Backbone, common: dict[str, Any]) -> nn.
     }
     if settings["detector"] == "faster_rcnn":
         return detection.FasterRCNN(backbone, **parts, **common)
-    width, convs = options["mask_channels"], options["mask_convs"]
+    width, depth = options["mask_channels"], options["mask_convs"]
     parts["mask_roi_pool"] = _region_pool(options["mask_resolution"], options["roi_canonical_size"])
-    parts["mask_head"] = MaskRCNNHeads(channels, [width] * convs, dilation=1)
-    parts["mask_predictor"] = MaskRCNNPredictor(width if convs else channels, width, classes)
+    parts["mask_head"] = MaskRCNNHeads(channels, [width] * depth, dilation=1, norm_layer=_norm(options))
+    parts["mask_predictor"] = MaskRCNNPredictor(width if depth else channels, width, classes)
     return detection.MaskRCNN(backbone, **parts, **common)
 
 

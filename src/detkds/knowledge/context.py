@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Positive, piece
 from detkds.knowledge.per_level import PerLevel
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, Kind, Pair
+from detkds.structures import Kind, Pair
 
 
 @KNOWLEDGE.register("context")
-@dataclass(frozen=True)
-class Context:
+@piece
+class Context(Knowledge):
     """Both sides after a context block of their own, one pair ``(N, C, H, W)`` per level.
 
     R(F) = F + W2 ReLU(LN(W1 sum_j softmax_j(Wk F)_j F_j)), with j over the positions. The blocks of both sides and of
@@ -30,20 +30,13 @@ class Context:
     Source: FGD (Yang et al., CVPR 2022), equation 10, with the block of GCNet (Cao et al., ICCVW 2019).
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
-    ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    ratio: Positive = 0.5
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The blocks of both sides, for maps of these channels."""
         return PerLevel(_BothSides(count, self.ratio, generator) for count in channels.values())
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None
 
 
 class _BothSides(nn.Module):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.localization import Localization
 from detkds.knowledge.logits import Logits
-from detkds.knowledge.weighting import Per
+from detkds.knowledge.weighting import Per, Positions
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import Branch, DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import Branch, DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("crossed_logits")
-@dataclass(frozen=True)
-class CrossedLogits:
+@piece
+class CrossedLogits(Knowledge):
     """As ``logits``, with the class scores that the teacher's head gives from halfway the student's.
 
     The student's map after some convolutions of its branch is standardised per channel, over batch and positions, to
@@ -29,83 +30,73 @@ class CrossedLogits:
     Args:
         after: convolutions of the student's own branch; the others are the teacher's.
         per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
+        positions: which positions take part; see :data:`detkds.knowledge.weighting.Positions`.
 
     Source: CrossKD (Wang et al., CVPR 2024), section 3.2 and the standardisation of the authors' code; ``after`` is 3
         for RetinaNet, ATSS and GFL, and 2 for FCOS.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "logits"
 
-    after: int = 3
+    after: Count = 3
     per: Per = "weight"
+    positions: Positions = "valid"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        crossed = _crossed(student, teacher, "classification", self.after, levels)
-        yield from Logits(per=self.per)(crossed, teacher, targets, levels)
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        yield from self._plain(_crossed(inputs, "classification", self.after))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return _refusal(student, teacher, self.after) or Logits(per=self.per).refusal(student, teacher)
+        return _refusal(student, teacher, self.after) or self._plain.refusal(student, teacher)
+
+    @property
+    def _plain(self) -> Logits:
+        return Logits(per=self.per, positions=self.positions)
 
 
 @KNOWLEDGE.register("crossed_localization")
-@dataclass(frozen=True)
-class CrossedLocalization:
+@piece
+class CrossedLocalization(Knowledge):
     """As ``localization``, with the boxes that the teacher's head gives from halfway the student's.
 
     Args:
-        after, per: see ``crossed_logits``.
+        after, per, positions: see ``crossed_logits``.
         bins: whether to refuse detectors without distributions over the same bins.
 
     Source: CrossKD (Wang et al., CVPR 2024), section 3.2.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "regression"
 
-    after: int = 3
+    after: Count = 3
     per: Per = "weight"
     bins: bool = False
+    positions: Positions = "valid"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        crossed = _crossed(student, teacher, "regression", self.after, levels)
-        yield from Localization(per=self.per)(crossed, teacher, targets, levels)
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        yield from self._plain(_crossed(inputs, "regression", self.after))
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return _refusal(student, teacher, self.after) or Localization(per=self.per, bins=self.bins).refusal(
-            student, teacher
-        )
+        return _refusal(student, teacher, self.after) or self._plain.refusal(student, teacher)
+
+    @property
+    def _plain(self) -> Localization:
+        return Localization(per=self.per, bins=self.bins, positions=self.positions)
 
 
-def _crossed(
-    student: DetectorOutput, teacher: DetectorOutput, branch: Branch, after: int, levels: Mapping[str, float]
-) -> DetectorOutput:
-    """The student's output with the responses of one branch crossed."""
-    if student.branches is None or teacher.branches is None:
+def _crossed(inputs: KnowledgeInput, branch: Branch, after: int) -> KnowledgeInput:
+    """The same inputs with the student's responses of one branch crossed."""
+    student, teacher = inputs.student.branches, inputs.teacher.branches
+    if student is None or teacher is None:
         raise ValueError("crossing heads needs the branches of both outputs; a pass with responses gives them")
-    ours = student.branches.before(branch, after)
+    student_maps = student.before(branch, after)
     with torch.no_grad():
-        theirs = teacher.branches.before(branch, after)
-    maps = {level: _standardised(ours[level], theirs[level]) for level in levels if level in theirs}
-    return replace(student, **teacher.branches.finish(branch, after, maps))
+        teacher_maps = teacher.before(branch, after)
+    maps = {
+        level: _standardised(student_maps[level], teacher_maps[level])
+        for level in inputs.levels
+        if level in teacher_maps
+    }
+    return replace(inputs, student=replace(inputs.student, **teacher.finish(branch, after, maps)))
 
 
 def _standardised(student: Tensor, teacher: Tensor) -> Tensor:

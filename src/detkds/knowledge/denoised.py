@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from detkds.adapters.conv import BatchNorm, convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.per_level import PerLevel
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, Kind, Pair
+from detkds.structures import Kind, Pair
 
 _TIMES = 1000
 _FIRST_BETA, _LAST_BETA = 1e-4, 0.02
 
 
 @KNOWLEDGE.register("denoised")
-@dataclass(frozen=True)
-class Denoised:
+@piece
+class Denoised(Knowledge):
     """The student's map after denoising and the teacher's, and the noise that the denoiser sees and the true one.
 
     A diffusion of 1000 times t, with a_t the product of 1 - beta up to t and beta linear from 1e-4 to 0.02. The student
@@ -40,22 +41,13 @@ class Denoised:
     Source: DiffKD (Huang et al., NeurIPS 2023), section 3, steps as DDIM (Song et al., ICLR 2021), equation 12.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
-    steps: int = 5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.steps > _TIMES // 2:
-            raise ValueError(f"steps: expected a whole number <= {_TIMES // 2}, got {self.steps}")
+    steps: Annotated[Count, Field(le=_TIMES // 2)] = 5
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The denoisers and their surroundings, for maps of these channels."""
         return PerLevel((_Refiner(count, self.steps, generator) for count in channels.values()), draws=True)
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None
 
 
 class _Refiner(nn.Module):

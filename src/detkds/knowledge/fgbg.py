@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from detkds.arguments import check_arguments
-from detkds.knowledge.geometry import boxes_of, fits_level, foreground_weight, valid_cells
+import torch
+
+from detkds.arguments import NonNegative, piece
+from detkds.knowledge.geometry import fits_level, foreground_weight, valid_cells
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("fgbg")
-@dataclass(frozen=True)
-class ForegroundBackground:
-    """Two pairs ``(N, C, H, W)`` per level: cells inside ground-truth boxes, and the rest of the valid area.
+@piece
+class ForegroundBackground(Knowledge):
+    """Two pairs ``(N, C, H, W)`` per level: cells inside ground-truth boxes, and the rest.
 
     The loss over the foreground weights a cell by the largest 1/area of the boxes over it, so that small objects count
     as much as large ones; over the background all cells weigh alike.
@@ -28,42 +30,35 @@ class ForegroundBackground:
         balance: whether background cells weigh alike in the ``batch``, or those of every ``image`` sum to 1.
         cut: whether each side is set to 0 outside its part. Where not, transforms see the whole map, and the weights
             alone tell the parts.
+        partial: whether a box has the cells that its right and bottom edges cut; if not, one without a whole cell in
+            its width or height has the cell of its corner alone.
+        positions: whether padding is neither part (``valid``) or background (``all``).
 
     Source: DetKDS section 3.1; FGD (Yang et al., CVPR 2022), section 3.1, has area weights and balances images;
         DeFeat (Guo et al., CVPR 2021), section 3, has binary masks of assigned objects.
     Differs: the released code divides boxes by the un-padded image size, which shifts masks on padded maps; here boxes
-        are divided by the stride. Padding is no background.
+        are divided by the stride.
     """
 
-    background: float = 0.5
+    background: NonNegative = 0.5
     mask: Literal["area", "binary"] = "area"
     assign: Literal["all", "fpn"] = "all"
     balance: Literal["batch", "image"] = "batch"
     cut: bool = True
+    partial: bool = True
+    positions: Literal["valid", "all"] = "valid"
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
-    def __post_init__(self) -> None:
-        if self.background == 0 and not isinstance(self.background, bool):
-            replace(self, background=1.0)  # checks the others
-        else:
-            check_arguments(self)
-
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        boxes = boxes_of(targets, "fgbg")
-        strides = sorted(levels.values())
-        for level, stride in levels.items():
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        boxes = inputs.boxes("fgbg")
+        strides = sorted(inputs.levels.values())
+        for _, stride, ours, theirs in inputs.features():
             chosen = boxes if self.assign == "all" else [one[fits_level(one, stride, strides)] for one in boxes]
-            ours, theirs = student.features[level], teacher.features[level]
-            valid = valid_cells(student.image_sizes, ours.shape[-2:], stride).to(ours)
-            foreground = foreground_weight(chosen, ours.shape[-2:], stride).to(ours) * valid
+            valid = valid_cells(inputs.student.image_sizes, ours.shape[-2:], stride).to(ours)
+            if self.positions == "all":
+                valid = torch.ones_like(valid)
+            foreground = foreground_weight(chosen, ours.shape[-2:], stride, partial=self.partial).to(ours) * valid
             background = valid * (foreground == 0)
             if self.mask == "binary":
                 foreground = (foreground > 0).to(ours)
@@ -73,6 +68,3 @@ class ForegroundBackground:
                 mask = (weight > 0).to(ours.dtype)
                 parts = (ours * mask, theirs * mask) if self.cut else (ours, theirs)
                 yield Pair(*parts, weight=weight, factor=factor)
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detkds.alignment import response_mismatch
-from detkds.knowledge.responses import REGION, probabilities, response_levels, valid_positions
-from detkds.structures import DetectorInfo, DetectorOutput
+from detkds.knowledge.responses import REGION, confidence, probabilities, response_levels
+from detkds.structures import DetectorInfo, DetectorOutput, KnowledgeInput
 
-_OVERLAP, _COUNT = 0.3, 10
+_OVERLAP, _COUNT, _LEAST_SIDE = 0.3, 10, 10
 
 
 @torch.no_grad()
-def general_instances(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> list[Tensor]:
+def general_instances(inputs: KnowledgeInput) -> list[Tensor]:
     """Per image up to ten boxes ``(R_i, 4)`` xyxy pixels, the largest disagreement first.
 
-    A position's disagreement is the largest difference of its class probabilities, and its box is that of the detector
-    that gives this class more. A box that overlaps a better one by an IoU above 0.3 is left out.
+    A position's disagreement is the difference of the two detectors' largest class probabilities, and its box is that
+    of the detector of the larger one, clipped to the image. A box that overlaps a better one by an IoU above 0.3 is
+    left out, and so is one of a width or height of 10 pixels or less.
 
     Args:
-        student, teacher: aligned outputs of dense or region heads.
-        levels: names and strides of the levels.
+        inputs: aligned outputs of dense or region heads.
 
-    Source: GID (Dai et al., CVPR 2021), section 3.
+    Source: GID (Dai et al., CVPR 2021), section 3.1, as in the authors' code.
+    Differs: the paper takes the class of the largest difference; the code looks at the 3000 best positions alone.
     """
-    collect = _of_regions if student.layout.kind == "region" else _of_cells
-    scores, boxes = collect(student, teacher, levels)
-    return _best(scores, boxes)
+    collect = _of_regions if inputs.student.layout.kind == "region" else _of_cells
+    scores, boxes = collect(inputs)
+    limits = inputs.student.image_sizes.flip(1).repeat(1, 2)[:, None].to(boxes)
+    boxes = torch.minimum(boxes.clamp_min(0), limits)
+    large = ((boxes[..., 2:] - boxes[..., :2]) > _LEAST_SIDE).all(-1)
+    return _best(scores.masked_fill(~large, -torch.inf), boxes)
 
 
 def general_refusal(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
@@ -41,32 +43,36 @@ def general_refusal(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
     return response_mismatch(student, teacher)
 
 
-def _of_cells(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """Disagreement ``(N, M)``, -inf on padding, and boxes ``(N, M, 4)`` of all anchors."""
+def _of_cells(inputs: KnowledgeInput) -> tuple[Tensor, Tensor]:
+    """Disagreement ``(N, M)`` and boxes ``(N, M, 4)`` of all anchors."""
+    student, teacher = inputs.student, inputs.teacher
     scores, boxes = [], []
-    for level, stride in response_levels(student, levels).items():
-        ours, theirs = (probabilities(side, level) for side in (student, teacher))
-        score, label = (theirs - ours).abs().max(1, keepdim=True)
-        believed = (theirs.gather(1, label) > ours.gather(1, label)).expand(-1, 4, -1, -1, -1)
-        valid = valid_positions(student, ours, stride)
-        if valid is not None:
-            score = score.masked_fill(valid == 0, -torch.inf)
-        scores.append(score.flatten(1))
-        boxes.append(torch.where(believed, teacher.boxes[level], student.boxes[level]).flatten(2).transpose(1, 2))
+    for level in response_levels(inputs):
+        difference = confidence(teacher, level) - confidence(student, level)
+        scores.append(difference.abs().flatten(1))
+        believed = torch.where(difference > 0, teacher.boxes[level], student.boxes[level])
+        boxes.append(believed.flatten(2).transpose(1, 2))
     return torch.cat(scores, 1), torch.cat(boxes, 1)
 
 
-def _of_regions(student: DetectorOutput, teacher: DetectorOutput, levels: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+def _of_regions(inputs: KnowledgeInput) -> tuple[Tensor, Tensor]:
     """The same of all proposals; images with fewer than the most are filled up with -inf."""
+    student, teacher = inputs.student, inputs.teacher
     assert student.proposals is not None
-    ours, theirs = (probabilities(side, REGION) for side in (student, teacher))
-    score, label = (theirs - ours).abs().max(1, keepdim=True)
-    believed = theirs.gather(1, label) > ours.gather(1, label)
-    column = (label + 1)[:, None].expand(-1, 4, -1)  # column 0 is the background
-    theirs, ours = (side.boxes[REGION].gather(2, column).squeeze(2) for side in (teacher, student))
+    scores, boxes = zip(*(_likeliest(side) for side in (student, teacher)), strict=True)
+    difference = scores[1] - scores[0]
     counts = [len(one) for one in student.proposals]
-    scores = pad_sequence(list(score.squeeze(1).split(counts)), batch_first=True, padding_value=-torch.inf)
-    return scores, pad_sequence(list(torch.where(believed, theirs, ours).split(counts)), batch_first=True)
+    disagreement = difference.abs().squeeze(1).split(counts)
+    believed = torch.where(difference > 0, boxes[1], boxes[0]).split(counts)
+    padded = pad_sequence(list(disagreement), batch_first=True, padding_value=-torch.inf)
+    return padded, pad_sequence(list(believed), batch_first=True)
+
+
+def _likeliest(side: DetectorOutput) -> tuple[Tensor, Tensor]:
+    """The largest class probability ``(R, 1)`` of a region head's rows, and the box ``(R, 4)`` of that class."""
+    score, label = probabilities(side, REGION).max(1, keepdim=True)
+    column = (label + 1)[:, None].expand(-1, 4, -1)  # column 0 is the background
+    return score, side.boxes[REGION].gather(2, column).squeeze(2)
 
 
 def _best(scores: Tensor, boxes: Tensor) -> list[Tensor]:

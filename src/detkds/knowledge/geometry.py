@@ -9,21 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detkds.structures import Target
-
 _CHUNK = 1 << 23  # box x cell products held at once
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224.0, 4
-
-
-def boxes_of(targets: Sequence[Target] | None, knowledge: str) -> list[Tensor]:
-    """The ground-truth boxes ``(R_i, 4)`` of every image.
-
-    Raises:
-        ValueError: there are no targets.
-    """
-    if targets is None:
-        raise ValueError(f"knowledge {knowledge!r} needs the targets of the batch; pass them to the distiller")
-    return [target["boxes"] for target in targets]
 
 
 def valid_cells(image_sizes: Tensor, size: Sequence[int], stride: float) -> Tensor:
@@ -35,15 +22,23 @@ def valid_cells(image_sizes: Tensor, size: Sequence[int], stride: float) -> Tens
     return inside[:, None]
 
 
-def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: float) -> Tensor:
+def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: float, *, partial: bool = True) -> Tensor:
     """``(N, 1, H, W)``: the largest 1/area, in cells, of the boxes over each cell; 0 outside all boxes.
 
-    A box covers the cells ``[floor(x1/s), ceil(x2/s))`` by ``[floor(y1/s), ceil(y2/s))``, at least one.
+    A box covers the cells ``[floor(x1/s), ceil(x2/s))`` by ``[floor(y1/s), ceil(y2/s))``, at least one. Without
+    ``partial`` it covers ``[floor(x1/s), floor(x2/s))`` by ``[floor(y1/s), floor(y2/s))``, or where that is empty its
+    top left cell.
     """
     height, width = size
     padded = pad_sequence(list(boxes), batch_first=True)  # (N, R, 4)
     left, right = _span(padded[..., 0], padded[..., 2], stride, width)
     top, bottom = _span(padded[..., 1], padded[..., 3], stride, height)
+    if not partial:
+        right, bottom = (
+            (padded[..., side] / stride).floor().clamp(max=cells) for side, cells in ((2, width), (3, height))
+        )
+        empty = (right <= left) | (bottom <= top)
+        right, bottom = torch.where(empty, left + 1, right), torch.where(empty, top + 1, bottom)
     counts = torch.tensor([len(one) for one in boxes], device=padded.device)
     exists = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
     inverse_area = exists / ((right - left) * (bottom - top)).float()

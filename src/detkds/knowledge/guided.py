@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Positive, piece
 from detkds.knowledge.per_level import PerLevel
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, Kind, Pair
+from detkds.structures import Kind, Pair
 
 
 @KNOWLEDGE.register("guided")
-@dataclass(frozen=True)
-class Guided:
+@piece
+class Guided(Knowledge):
     """The student's map after a 1x1 convolution and the teacher's, weighed by the attention of both.
 
     With A(F) = H W softmax over the positions of (mean_c |F| / tau), a position weighs (A(S) + A(T)) / 2, without
@@ -32,21 +32,14 @@ class Guided:
     Source: FKD (Zhang and Ma, ICLR 2021), equations 3-5. The paper has ``channels``, the authors' code has not.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
-    tau: float = 0.5
+    tau: Positive = 0.5
     channels: bool = False
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The convolutions, for maps of these channels."""
         return PerLevel(_Guided(self, convolution(count, count, 1, generator)) for count in channels.values())
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None
 
 
 class _Guided(nn.Module):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.crops import Crops
 from detkds.knowledge.general_instances import general_instances, general_refusal
-from detkds.knowledge.geometry import boxes_of, fits_level
+from detkds.knowledge.geometry import fits_level
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("instance")
-@dataclass(frozen=True)
-class Instance:
+@piece
+class Instance(Knowledge):
     """Features inside each object, cropped before any transform: ``(R, C, size, size)`` per level, R objects.
 
     Args:
@@ -35,34 +35,22 @@ class Instance:
         7 x 7, as region heads take, costs a quarter.
     """
 
-    size: int = 7
+    size: Count = 7
     assign: Literal["all", "fpn", "pooled"] = "all"
     source: Literal["gt", "gi"] = "gt"
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     @property
     def reads_responses(self) -> bool:
         """Whether the class scores and boxes of both are needed too."""
         return self.source == "gi"
 
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
-        gi = self.source == "gi"
-        boxes = general_instances(student, teacher, levels) if gi else boxes_of(targets, "instance")
-        strides = sorted(levels.values())
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        boxes = general_instances(inputs) if self.source == "gi" else inputs.boxes("instance")
+        strides = sorted(inputs.levels.values())
         crops = []
-        for level, stride in levels.items():
-            ours, theirs = student.features[level], teacher.features[level]
+        for _, stride, ours, theirs in inputs.features():
             chosen = [b if self.assign == "all" else b[fits_level(b, stride, strides)] for b in boxes]
             crop = Crops(chosen, ours.shape[-2:], stride, self.size, like=ours)
             crops.append((crop(ours), crop(theirs)))

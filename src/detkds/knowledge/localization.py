@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from torch import Tensor
 
 from detkds.alignment import response_mismatch
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.knowledge.responses import REGION
-from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
+from detkds.knowledge.weighting import Per, Positions, Weighting, Weights
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, DetectorOutput, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("localization")
-@dataclass(frozen=True)
-class Localization:
+@piece
+class Localization(Knowledge):
     """The regression numbers of each position: ``(N, 4, A, H, W)`` per level, ``(R, 4)`` of a region or query head.
 
     A class-wise region head is read at the class the teacher finds likeliest. The decoded boxes travel along for the
@@ -28,6 +28,7 @@ class Localization:
     Args:
         weights: what a position counts; see :data:`detkds.knowledge.weighting.Weights`.
         per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
+        positions: which positions take part; see :data:`detkds.knowledge.weighting.Positions`.
         bins: whether to refuse detectors without distributions over the same bins.
 
     Source: DetKDS section 3.1 and Table 2; weights as in CrossKD (Wang et al., 2024). The paper gives no formula for
@@ -35,25 +36,17 @@ class Localization:
         every distance of the IoU family is defined.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "regression"
 
     weights: Weights = "confidence"
     per: Per = "weight"
     bins: bool = False
+    positions: Positions = "valid"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        student, teacher = inputs.student, inputs.teacher
         distributed = student.layout.bins_mismatch(teacher.layout) is None
-        for level, weight, divisor in position_weights(self.weights, self.per, student, teacher, levels):
+        for level, weight, divisor in Weighting(self.weights, self.per, self.positions).of_levels(inputs):
             read = _reader(teacher, level)
             # A head's rows come as a permuted view, over which all that follows would be slow.
             ours, theirs = (read(side.regression[level]).contiguous() for side in (student, teacher))
@@ -76,7 +69,7 @@ class Localization:
             return reason
         if self.bins and (reason := student.layout.bins_mismatch(teacher.layout)) is not None:
             return reason
-        return weighting_refusal(self.weights, self.per, student, teacher)
+        return Weighting(self.weights, self.per, self.positions).refusal(student, teacher)
 
 
 def _reader(teacher: DetectorOutput, level: str) -> Callable[[Tensor], Tensor]:

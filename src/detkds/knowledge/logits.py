@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from detkds.alignment import response_mismatch
-from detkds.arguments import check_arguments
-from detkds.knowledge.weighting import Per, Weights, position_weights, weighting_refusal
+from detkds.arguments import piece
+from detkds.knowledge.weighting import Per, Positions, Weighting, Weights
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 
 @KNOWLEDGE.register("logits")
-@dataclass(frozen=True)
-class Logits:
+@piece
+class Logits(Knowledge):
     """Raw class logits: ``(N, K, A, H, W)`` per level of a dense head, ``(R, K+1)`` of a region or query head.
 
     A region teacher is asked about the student's own proposals, so that both speak of the same regions. Matched object
@@ -24,6 +24,7 @@ class Logits:
     Args:
         weights: what a position counts; see :data:`detkds.knowledge.weighting.Weights`.
         per: what the weighted sum is divided by; see :data:`detkds.knowledge.weighting.Per`.
+        positions: which positions take part; see :data:`detkds.knowledge.weighting.Positions`.
         scores: the kind of scores that the policy is for; heads of the other kind are refused.
 
     Source: DetKDS section 3.1; shared proposals as in DIST and MasKD (Huang et al., 2022, 2023); the weights of queries
@@ -31,25 +32,17 @@ class Logits:
     Differs: the released code applies a sigmoid first, and takes objectness maps for two-stage detectors.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "logits"
 
     weights: Weights = "valid"
     per: Per = "weight"
     scores: Literal["any", "sigmoid", "softmax"] = "any"
+    positions: Positions = "valid"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
-    def __call__(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
+    def __call__(self, inputs: KnowledgeInput) -> Iterator[Pair]:
+        student, teacher = inputs.student, inputs.teacher
         weights = "confidence" if (student.layout.kind, self.weights) == ("query", "valid") else self.weights
-        for level, weight, divisor in position_weights(weights, self.per, student, teacher, levels):
+        for level, weight, divisor in Weighting(weights, self.per, self.positions).of_levels(inputs):
             ours, theirs = student.logits[level].contiguous(), teacher.logits[level].contiguous()
             yield Pair(ours, theirs, kind="logits", weight=weight, divisor=divisor)
 
@@ -58,4 +51,4 @@ class Logits:
             return reason
         if self.scores not in ("any", student.layout.activation):
             return f"scores={self.scores} is for heads of such scores, not for {student.layout.activation}"
-        return weighting_refusal(self.weights, self.per, student, teacher)
+        return Weighting(self.weights, self.per, self.positions).refusal(student, teacher)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,16 +10,18 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from detkds.adapters.conv import convolution
+from detkds.arguments import piece
 from detkds.knowledge.per_level import PerLevel
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, Kind, Pair
+from detkds.structures import Kind, Pair
 
 _POOLS, _REDUCTIONS = (8, 4, 2, 2), (4, 4, 2, 2)  # of the first four levels; further ones are as the last
 
 
 @KNOWLEDGE.register("non_local")
-@dataclass(frozen=True)
-class NonLocal:
+@piece
+class NonLocal(Knowledge):
     """Both sides after a non-local block of their own, the student's then after a 1x1 convolution; one pair per level.
 
     r(F)_i = F_i + W_o 1/M sum_j (theta(F_i) . phi(F)_j) g(F)_j, where j runs over the M cells of phi and g after
@@ -33,7 +34,6 @@ class NonLocal:
         that a level of one cell can be trained on.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
@@ -43,9 +43,6 @@ class NonLocal:
             _BothSides(count, pool, max(1, count // reduction), generator)
             for count, (pool, reduction) in zip(channels.values(), sizes, strict=True)
         )
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None
 
 
 class _BothSides(nn.Module):

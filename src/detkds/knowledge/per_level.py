@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 
-import torch
 from torch import nn
 
-from detkds.structures import DetectorOutput, Pair, Target
+from detkds.structures import KnowledgeInput, Pair
 
 
 class PerLevel(nn.Module):
@@ -23,15 +22,7 @@ class PerLevel(nn.Module):
         self.draws = draws
         self.parts = nn.ModuleList(parts)
 
-    def forward(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Pair]:
+    def forward(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         """The pairs of all levels; the levels are those that the parts were made for."""
-        given = (generator,) if self.draws else ()
-        for level, part in zip(levels, self.parts, strict=True):
-            yield from part(student.features[level], teacher.features[level], *given)
+        for (_, _, student, teacher), part in zip(inputs.features(), self.parts, strict=True):
+            yield from part(student, teacher, inputs.generator) if self.draws else part(student, teacher)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
 from detkds.knowledge.per_level import PerLevel
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, Kind, Pair
+from detkds.structures import Kind, Pair
 
 
 @KNOWLEDGE.register("pooled")
-@dataclass(frozen=True)
-class Pooled:
+@piece
+class Pooled(Knowledge):
     """The means of both maps, the student's after a learned linear layer or convolution.
 
     Args:
@@ -28,22 +28,15 @@ class Pooled:
     Source: FKD (Zhang and Ma, ICLR 2021), equation 6, with the layers of the authors' code.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
 
     over: Literal["positions", "channels"] = "positions"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The layers, for maps of these channels."""
         if self.over == "positions":
             return PerLevel(_Pooled([2, 3], convolution(count, count, 1, generator)) for count in channels.values())
         return PerLevel(_Pooled([1], convolution(1, 1, 3, generator)) for _ in channels)
-
-    def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-        return None
 
 
 class _Pooled(nn.Module):

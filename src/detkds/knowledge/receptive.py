@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from detkds.adapters.conv import convolution
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
 from detkds.knowledge.geometry import valid_cells
 from detkds.knowledge.global_ import Global
 from detkds.knowledge.responses import confidence
+from detkds.protocols import Knowledge
 from detkds.registry import KNOWLEDGE
-from detkds.structures import DetectorInfo, DetectorOutput, Kind, Pair, Target
+from detkds.structures import DetectorInfo, Kind, KnowledgeInput, Pair
 
 _TOKEN_DEVIATION = 0.01
 _PRIOR = 0.01  # the confidence first predicted everywhere
@@ -24,8 +24,8 @@ _DICE_EPS = 1e-12
 
 
 @KNOWLEDGE.register("receptive")
-@dataclass(frozen=True)
-class Receptive:
+@piece
+class Receptive(Knowledge):
     """Both maps under the masks of receptive tokens, and what the tokens learn from. Made for ``l2`` alone.
 
     A token E_t is a vector of the teacher's channels, its mask m_t = sigmoid(E_t . T); in every image the tokens count
@@ -45,14 +45,13 @@ class Receptive:
         place of the second pair, and later on the masks are multiplied by those of the student's map.
     """
 
-    name: ClassVar[str]
     yields: ClassVar[Kind] = "feature"
-    reads_responses: ClassVar[bool] = True
 
-    tokens: int = 6
+    tokens: Count = 6
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    @property
+    def reads_responses(self) -> bool:
+        return True
 
     def learned(self, channels: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         """The tokens of every level, for maps of these channels."""
@@ -67,20 +66,13 @@ class _Receptive(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-    def forward(
-        self,
-        student: DetectorOutput,
-        teacher: DetectorOutput,
-        targets: Sequence[Target] | None,
-        levels: Mapping[str, float],
-    ) -> Iterator[Pair]:
+    def forward(self, inputs: KnowledgeInput) -> Iterator[Pair]:
         """The pairs of the levels that the teacher's head answers on."""
-        for (level, stride), part in zip(levels.items(), self.parts, strict=True):
-            if level in teacher.logits:
-                feature = teacher.features[level]
-                valid = valid_cells(student.image_sizes, feature.shape[-2:], stride).to(feature)
-                wanted = confidence(teacher, level).detach().amax(2)
-                yield from part(student.features[level], feature, wanted, valid)
+        for (level, stride, student, teacher), part in zip(inputs.features(), self.parts, strict=True):
+            if level in inputs.teacher.logits:
+                valid = valid_cells(inputs.student.image_sizes, teacher.shape[-2:], stride).to(teacher)
+                wanted = confidence(inputs.teacher, level).detach().amax(2)
+                yield from part(student, teacher, wanted, valid)
 
 
 class ReceptiveTokens(nn.Module):

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from detkds.knowledge.geometry import valid_cells
-from detkds.structures import DetectorOutput
+from detkds.structures import DetectorOutput, KnowledgeInput
 
 REGION = "roi"
 _ROWS = {"region": REGION, "query": "query"}
 
 
-def response_levels(student: DetectorOutput, levels: Mapping[str, float]) -> Mapping[str, float]:
+def response_levels(inputs: KnowledgeInput) -> Mapping[str, float]:
     """The keys under which responses stand: the pyramid's levels, or one alone for the rows of other heads."""
-    if (rows := _ROWS.get(student.layout.kind)) is not None:
+    if (rows := _ROWS.get(inputs.student.layout.kind)) is not None:
         return {rows: 0}
-    return {level: stride for level, stride in levels.items() if level in student.logits}
+    return {level: stride for level, stride in inputs.levels.items() if level in inputs.student.logits}
 
 
 def valid_positions(output: DetectorOutput, response: Tensor, stride: float) -> Tensor | None:

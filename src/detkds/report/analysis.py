@@ -38,7 +38,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Option:
+class OptionResult:
     """How the candidates did that had one option: their number, mean and best AP."""
 
     option: str
@@ -52,7 +52,7 @@ class Gene:
     """The options of one gene of a study, best mean first."""
 
     name: str
-    options: Sequence[Option] = field(default_factory=tuple)
+    options: Sequence[OptionResult] = field(default_factory=tuple)
 
     @property
     def spread(self) -> float:
@@ -87,8 +87,8 @@ def outcomes(records: Iterable[Record]) -> list[Outcome]:
             groups["looked up", "the same loss was known already"].append(record)
         else:
             groups[record.state.value, plain_reason(record.reason)].append(record)
-    found = [Outcome(state, reason, len(group), str(group[0].policy)) for (state, reason), group in groups.items()]
-    return sorted(found, key=lambda outcome: -outcome.count)
+    counted = [Outcome(state, reason, len(group), str(group[0].policy)) for (state, reason), group in groups.items()]
+    return sorted(counted, key=lambda outcome: -outcome.count)
 
 
 def plain_reason(reason: str) -> str:
@@ -112,18 +112,18 @@ def marginals(records: Iterable[Record]) -> dict[str, list[Gene]]:
 
 
 def per_class(finals: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """AP of each class in points, averaged over seeds, for the named contenders; classes with the largest gain first.
+    """AP of each class in points, averaged over seeds, for the named rows; classes with the largest gain first.
 
     ``finals`` are the lines of ``final.jsonl``; the gain is the last name's over the first's.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    values: dict[str, dict[str, list[float]]] = {}
     for record in finals:
         if record["name"] in names and record["metrics"]:
             for class_name, ap in record["metrics"]["per_class"].items():
                 if ap is not None:
-                    found.setdefault(class_name, {}).setdefault(record["name"], []).append(100 * ap)
+                    values.setdefault(class_name, {}).setdefault(record["name"], []).append(100 * ap)
     rows = []
-    for class_name, by_name in found.items():
+    for class_name, by_name in values.items():
         if by_name.keys() >= set(names):
             means = [sum(by_name[name]) / len(by_name[name]) for name in names]
             rows.append({"name": class_name, "values": means, "gain": means[-1] - means[0]})
@@ -135,7 +135,7 @@ def _ranked(genes: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Gene]:
         Gene(
             name,
             sorted(
-                (Option(option, len(aps), sum(aps) / len(aps), max(aps)) for option, aps in options.items()),
+                (OptionResult(option, len(aps), sum(aps) / len(aps), max(aps)) for option, aps in options.items()),
                 key=lambda option: -option.mean,
             ),
         )

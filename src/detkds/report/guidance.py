@@ -42,7 +42,7 @@ def guidance(summary: Mapping[str, Any], folder: str) -> list[str]:
             "better."
         )
     advice.append(
-        f"Use the found policy with other data or seeds: detkds distill {folder}/config.yaml name=another "
+        f"Use the chosen policy with other data or seeds: detkds distill {folder}/config.yaml name=another "
         f"--policy {folder}/policy.yaml"
     )
     return advice

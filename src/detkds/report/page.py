@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from detkds.progress import duration_text
 from detkds.report import analysis, plots
 from detkds.report.agreement import agreement_line
+from detkds.report.formatting import points
 from detkds.report.guidance import guidance
 from detkds.search.result import Record
 
 MOST_CLASSES = 40
+"""Classes in the table of AP by class, those with the largest gain."""
+
+_PARTS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("version", "verdict", "policy", "search", "machine", "progress", "proxy_check", "inherited_tensors")
+    ),
+    **{"name": "", "metric": "AP", "rows": (), "seeds": (), "confirmation": (), "data": {}, "seconds": {}},
+}
+"""What a summary may hold, and what stands for a part that a run does not have yet."""
 
 
 def write_report(
@@ -27,7 +39,7 @@ def write_report(
 
     Args:
         path: the file; replaced whole.
-        summary: what ``summary.json`` holds.
+        summary: what ``summary.json`` holds, or as much of it as a running run has; see :func:`render`.
         records: all trials of the search.
         finals: the lines of ``final.jsonl``, for AP by class.
     """
@@ -44,7 +56,11 @@ def render(
     *,
     folder: str = "",
 ) -> str:
-    """The page as text; everything that comes from data, names and errors is escaped."""
+    """The page as text; everything that comes from data, names and errors is escaped.
+
+    Every part of the summary may be missing. Without a verdict, or with ``running`` true, the page says that the run
+    goes on, with the line ``progress`` where there is one.
+    """
     environment = Environment(
         loader=PackageLoader("detkds.report", "."),
         autoescape=True,
@@ -52,15 +68,17 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(points=_points, signed=_signed, duration=_duration)
-    rows = summary["rows"]
+    environment.filters.update(points=partial(points, missing="–"), signed=_signed, duration=duration_text)
+    running = bool(summary.get("running", not summary.get("verdict")))
+    summary = {**_PARTS, **summary}
+    rows, metric = summary["rows"], summary["metric"]
     trained = [row for row in rows if row["kind"] != "teacher" and row["mean"] is not None]
     compared = _compared(rows)
-    points = analysis.history(records)
-    metric = summary.get("metric", "AP")
+    history = analysis.history(records)
     return environment.get_template("page.html.j2").render(
         summary=summary,
-        folder=folder,
+        running=running,
+        folder=folder or ".",
         metric=metric,
         of_masks=metric == "mask AP",
         rows=rows,
@@ -68,14 +86,15 @@ def render(
         teacher=next((row for row in rows if row["kind"] == "teacher"), None),
         plain=compared[0] if compared else None,
         comparison=Markup(plots.comparison_plot(rows, metric)) if trained else "",
-        history=Markup(plots.history_plot(points)) if points else "",
+        history=Markup(plots.history_plot(history)) if history else "",
+        best=max(history, key=lambda point: point.ap, default=None),
         trials=len(records),
         outcomes=analysis.outcomes(records),
         marginals=analysis.marginals(records),
         compared=compared,
         classes=analysis.per_class(finals, [row["name"] for row in compared])[:MOST_CLASSES] if compared else [],
-        advice=guidance(summary, folder),
-        agreement=agreement_line(summary.get("proxy_check")),
+        advice=[] if running else guidance(summary, folder),
+        agreement=agreement_line(summary["proxy_check"]),
     )
 
 
@@ -86,19 +105,5 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [max(group, key=lambda row: row["mean"]) for group in groups] if all(groups) else []
 
 
-def _points(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.1f}"
-
-
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1f}".replace("-", "−")
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.1f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -1,4 +1,4 @@
-"""Plots as inline SVG whose colours follow the page, light or dark."""
+"""Plots as inline SVG whose colors follow the page, light or dark."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from matplotlib.ticker import MaxNLocator
 
 from detkds.report.analysis import Point
 
-STUDY_COLOURS = 6
+STUDY_COLORS = 6
 _MARKS = {
     "--ink": "#010a01",
     "--muted": "#010a02",
     "--line": "#010a03",
     "--card": "#010a04",
     "--accent": "#010a05",
-    **{f"--series-{i}": f"#010a1{i}" for i in range(STUDY_COLOURS)},
+    **{f"--series-{i}": f"#010a1{i}" for i in range(STUDY_COLORS)},
 }
-"""Colours that stand for the page's own in the drawing."""
+"""Colors that stand for the page's own in the drawing."""
 _ON_WHITE = {
     "--ink": "#1f2328",
     "--muted": "#59636e",
     "--line": "#d1d9e0",
     "--card": "#ffffff",
     "--accent": "#0969da",
-    **dict(zip((f"--series-{i}" for i in range(STUDY_COLOURS)),
+    **dict(zip((f"--series-{i}" for i in range(STUDY_COLORS)),
                ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#cf222e"), strict=True)),
 }  # fmt: skip
 _SETTINGS: dict[Any, Any] = {
@@ -58,11 +58,11 @@ def comparison_plot(rows: Sequence[Mapping[str, Any]], metric: str = "AP") -> st
     width = 8.4 if any(row.get("cost") for row in students) else 6.6
     figure, axes = _figure(width, 0.8 + 0.36 * len(students), "comparison")
     for place, row in enumerate(reversed(students)):
-        colour = _MARKS["--accent"] if row["kind"] == "searched" else _MARKS["--muted"]
+        color = _MARKS["--accent"] if row["kind"] == "searched" else _MARKS["--muted"]
         values = list(row["ap"].values())
         axes.hlines(place, min(values), max(values), colors=_MARKS["--line"], linewidth=5)
-        axes.scatter(values, [place] * len(values), s=30, color=colour, alpha=0.75, linewidths=0, zorder=3)
-        axes.vlines(row["mean"], place - 0.3, place + 0.3, colors=colour, linewidth=2.4, zorder=4)
+        axes.scatter(values, [place] * len(values), s=30, color=color, alpha=0.75, linewidths=0, zorder=3)
+        axes.vlines(row["mean"], place - 0.3, place + 0.3, colors=color, linewidth=2.4, zorder=4)
     for row in teachers:
         axes.axvline(row["mean"], color=_MARKS["--series-4"], linewidth=1.4, linestyle=(0, (4, 3)))
         label = f"teacher {row['mean']:.1f}"
@@ -82,14 +82,14 @@ def comparison_plot(rows: Sequence[Mapping[str, Any]], metric: str = "AP") -> st
 
 
 def history_plot(points: Sequence[Point]) -> str:
-    """AP of every candidate training in order, coloured by its study, and the best so far."""
+    """AP of every candidate training in order, colored by its study, and the best so far."""
     figure, axes = _figure(6.6, 3.3, "history")
     studies = list(dict.fromkeys(point.study for point in points))
     for place, study in enumerate(studies):
         own = [point for point in points if point.study == study]
-        colour = _MARKS[f"--series-{place % STUDY_COLOURS}"]
+        color = _MARKS[f"--series-{place % STUDY_COLORS}"]
         axes.scatter(
-            [p.index for p in own], [p.ap for p in own], s=22, color=colour, linewidths=0, label=study, zorder=3
+            [p.index for p in own], [p.ap for p in own], s=22, color=color, linewidths=0, label=study, zorder=3
         )
     axes.step([p.index for p in points], [p.best for p in points], where="post", color=_MARKS["--ink"], linewidth=1.3,
               label="best so far")  # fmt: skip
@@ -106,8 +106,8 @@ def history_plot(points: Sequence[Point]) -> str:
 
 def standalone(svg: str) -> str:
     """A plot as a file of its own, in dark ink on white."""
-    for variable, colour in _ON_WHITE.items():
-        svg = svg.replace(f"var({variable})", colour)
+    for variable, color in _ON_WHITE.items():
+        svg = svg.replace(f"var({variable})", color)
     head, rest = svg.split(">", 1)
     return f'{head} style="background: white; font-family: sans-serif">{rest}'
 
@@ -126,7 +126,7 @@ def _figure(width: float, height: float, name: str) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """The drawing as an ``<svg>`` element without metadata, its colours the page's variables, its ids its own."""
+    """The drawing as an ``<svg>`` element without metadata, its colors the page's variables, its ids its own."""
     name = str(figure.get_label())
     buffer = io.StringIO()
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):

@@ -8,7 +8,8 @@ from typing import Any
 
 from detkds.policy import Policy
 from detkds.runs.plan import COMPARISON, Plan
-from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, mean_and_spread, paired_difference
+from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, with_differences
+from detkds.statistics import mean_and_spread
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.task import Task, TaskResult
 
@@ -79,7 +80,7 @@ def with_box_ap(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows(contenders: Sequence[Contender], results: Mapping[tuple[str, int], TaskResult]) -> list[Row]:
-    """One row per contender from its results by name and seed; differences are to the plain student it starts from."""
+    """One row per contender from its results by name and seed; differences are to the better plain student."""
     aps = {
         contender.name: {
             seed: ap
@@ -88,7 +89,6 @@ def rows(contenders: Sequence[Contender], results: Mapping[tuple[str, int], Task
         }
         for contender in contenders
     }
-    plain = [contender for contender in contenders if contender.kind == "plain"]
     table = []
     for contender in contenders:
         own = {seed: result for (name, seed), result in results.items() if name == contender.name}
@@ -99,7 +99,6 @@ def rows(contenders: Sequence[Contender], results: Mapping[tuple[str, int], Task
             for key in ("ap50", "ap75", "ap_small", "ap_medium", "ap_large", "box_ap")
             if any(m.get(key) is not None for m in measured)
         }
-        base = plain[-1] if contender.kind != "plain" else plain[0]
         trained = next((result.policy for result in own.values() if result.policy is not None), None)
         table.append(
             Row(
@@ -110,9 +109,8 @@ def rows(contenders: Sequence[Contender], results: Mapping[tuple[str, int], Task
                 mean=mean,
                 spread=spread,
                 metrics=metrics,
-                to_plain=None if contender is base else paired_difference(aps[contender.name], aps[base.name]),
                 failures={seed: result.reason for seed, result in own.items() if result.reason},
                 seconds=mean_and_spread([result.seconds for result in own.values()])[0] if own else 0.0,
             )
         )
-    return table
+    return with_differences(table)

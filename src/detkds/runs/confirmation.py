@@ -13,9 +13,9 @@ from typing import Any
 
 from detkds.policy import Policy
 from detkds.runs.plan import CONFIRMATION, Plan
-from detkds.runs.verdict import mean_and_spread
 from detkds.search.divide_and_conquer import COMBINATION, SearchOutcome
 from detkds.search.result import Record, rank
+from detkds.statistics import mean_and_spread
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.task import Task
 

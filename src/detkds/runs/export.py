@@ -88,7 +88,7 @@ def _export_onnx(module: OneImage, images: list[Tensor], to: Path, check: bool) 
 
 
 def _squares(data: CocoDataset, detector: Detector, size: int) -> Iterator[Tensor]:
-    """Each image ``(1, 3, size, size)``, filled up with the detector's mean colour."""
+    """Each image ``(1, 3, size, size)``, filled up with the detector's mean color."""
     for batch in evaluation_batches(data, size=size, batch_size=1):
         height, width = batch.image_sizes[0].tolist()
         yield letterbox(batch.images[..., :height, :width], size, detector.mean)

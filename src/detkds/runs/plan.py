@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -167,12 +168,19 @@ class Plan:
         return self.config.train.model_copy(update={"epochs": proxy.epochs, "draws": proxy.draws})
 
 
-def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_run(path: str | Path, overrides: Iterable[str] = (), fork: str | None = None) -> RunConfig:
     """Read a configuration; where the schema finds faults, look for those in the rest of it too.
+
+    Args:
+        fork: the name of a new run, which takes over what is still valid of the run that the configuration names.
 
     Raises:
         ConfigError: every fault, each with the path of its key.
     """
+    overrides = list(overrides)
+    if fork is not None:
+        parent = load_run(path, overrides).name
+        overrides += [f"name={json.dumps(fork)}", f"parent={json.dumps(parent)}"]
     try:
         return load_config(path, overrides)
     except SchemaError as error:
@@ -315,6 +323,8 @@ def check_roles(config: RunConfig) -> None:
         ConfigError: listing every fault.
     """
     faults = Faults()
+    if config.parent is not None and not (config.runs / config.parent).is_dir():
+        faults.add(f"parent: expected a run to take results over from, found no folder {config.runs / config.parent}")
     for key in ("classes", "size"):
         if getattr(config.student, key) is not None:
             faults.add(f"student: {key}: a student has those of the data; leave it out")

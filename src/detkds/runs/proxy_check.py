@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from detkds.config import RunConfig
 from detkds.files import write_text
@@ -28,40 +26,11 @@ from detkds.search.divide_and_conquer import Event, make_sampler, run_side_by_si
 from detkds.search.journal import open_storage
 from detkds.search.result import Record, SearchError, State
 from detkds.search.study import SearchStudy
+from detkds.statistics import kendall_tau
 from detkds.tasks.scheduler import Scheduler
 
 LEAST = 3
 """Policies without which there is no order to speak of."""
-
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Kendall's tau-b between two measurements of the same policies, with its 95% bootstrap interval over policies.
-
-    All are nan where one of the measurements does not tell the policies apart.
-    """
-
-    tau: float
-    low: float
-    high: float
-
-
-def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
-    """Kendall's tau-b, and the percentile interval of resampled policies, the same each time."""
-    ours, theirs = (np.sign(np.subtract.outer(values, values)) for values in (first, second))
-
-    def tau(chosen: np.ndarray) -> float:
-        a, b = ours[np.ix_(chosen, chosen)], theirs[np.ix_(chosen, chosen)]
-        untied = math.sqrt(np.abs(a).sum() * np.abs(b).sum())
-        return float((a * b).sum()) / untied if untied else math.nan
-
-    count = len(first)
-    taus = np.array([tau(draw) for draw in np.random.default_rng(0).integers(count, size=(RESAMPLES, count))])
-    usable = taus[np.isfinite(taus)]  # a draw of one policy alone has no order
-    low, high = np.quantile(usable, [0.025, 0.975]) if len(usable) else (math.nan, math.nan)
-    return Agreement(tau(np.arange(count)), float(low), float(high))
 
 
 def run_proxy_check(config: RunConfig, policies: int, seeds: int, progress: Progress) -> dict[str, Any]:
@@ -142,8 +111,9 @@ def _summed_up(
             f"proxy check: expected at least {LEAST} policies that can be trained, got {len(points)}; on the proxy: "
             f"{counts}, then {unfinished} failed at the full budget" + "".join(f"; {reason}" for reason in reasons[:1])
         )
-    found = agreement([point["proxy_ap"] for point in points], [point["mean"] for point in points])
-    numbers = {name: value if math.isfinite(value) else None for name, value in vars(found).items()}
+    agreement = kendall_tau([point["proxy_ap"] for point in points], [point["mean"] for point in points])
+    numbers = {"tau": agreement.value, "low": agreement.low, "high": agreement.high}
+    numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return {
         **numbers,
         "policies": len(points),

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from scipy import stats
+from detkds.statistics import (
+    Difference,
+    Residual,
+    differences_to_many,
+    paired_difference,
+    pooled_residual,
+)
 
 TEACHER, PLAIN, INHERITED, SEARCHED = "teacher", "plain", "plain, inherited", "searched"
 """The names of the lines of a comparison that are no hand-designed policy."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences over common seeds, with its 95% Student-t interval (infinite for one seed)."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Row:
     Attributes:
         name, kind: what was trained; kind is ``teacher``, ``plain``, ``hand`` or ``searched``.
         ap: by seed; other metrics are means over seeds.
-        to_plain: paired difference to the plain student.
+        to_plain: paired difference to the baseline, see :func:`with_differences`; None for the baseline itself.
         failures: reasons by seed, where a training failed.
     """
 
@@ -53,83 +50,98 @@ class Row:
         return data
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Arithmetic mean and sample standard deviation (0 for a single value, nan for none)."""
-    if not values:
-        return math.nan, math.nan
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, 0.0
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+def baseline(rows: Sequence[Row]) -> Row | None:
+    """The student that all others are compared with: of the plain ones, with its own or an inherited neck and head, the
+    better on the mean."""
+    return max((row for row in rows if row.kind == "plain" and row.ap), key=lambda row: row.mean, default=None)
 
 
-def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
-    """The mean of ``ours - theirs`` over the seeds both have; None where they share none.
-
-    >>> d = paired_difference({0: 3.0, 1: 5.0}, {0: 2.0, 1: 2.0})
-    >>> d.mean, round(d.low, 2)
-    (2.0, -10.71)
-    """
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
-    mean, spread = mean_and_spread(differences)
-    if len(seeds) == 1:
-        return Difference(mean, -math.inf, math.inf)
-    half = float(stats.t.ppf(0.975, len(seeds) - 1)) * spread / math.sqrt(len(seeds))
-    return Difference(mean, mean - half, mean + half)
+def comparison_residual(rows: Sequence[Row]) -> Residual | None:
+    """The residual pooled over the comparable students; None where there are too few."""
+    return pooled_residual({row.name: row.ap for row in rows if row.kind != "teacher"})
 
 
-def verdict(rows: Sequence[Row], metric: str = "AP") -> str:
+def with_differences(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their paired differences to the :func:`baseline`, pooled intervals where rows are comparable."""
+    base, residual = baseline(rows), comparison_residual(rows)
+    if base is None:
+        return list(rows)
+
+    def to_plain(row: Row) -> Difference | None:
+        if row.kind == "teacher" or row is base:
+            return None
+        pooled = residual if residual is not None and residual.covers(row.name, base.name) else None
+        return paired_difference(row.ap, base.ap, pooled)
+
+    return [replace(row, to_plain=to_plain(row)) for row in rows]
+
+
+def verdict(rows: Sequence[Row], metric: str = "AP", opponent: str | None = None) -> str:
     """One paragraph: who won, by how much against the plain student and the best hand-designed policy, and how sure.
 
-    ``metric`` is what the rows' AP is called.
+    The plain student is the :func:`baseline` of the table. Where at least three rows are comparable, intervals are
+    pooled (:func:`detkds.statistics.pooled_residual`), and those of a row that was picked for being the best here are
+    Dunnett's; otherwise each difference has its own Student-t interval.
+
+    Args:
+        metric: what the rows' AP is called.
+        opponent: the hand-designed policy that validation images chose; None for the best one here.
     """
-    students = [row for row in rows if row.kind in ("plain", "hand", "searched") and row.ap]
-    plain = [row for row in students if row.kind == "plain"]
+    students = [row for row in rows if row.kind != "teacher" and row.ap]
+    base, residual = baseline(students), comparison_residual(students)
     distilled = [row for row in students if row.kind != "plain"]
-    if not plain or not distilled:
+    if base is None or not distilled:
         return "Nothing to compare: there must be a plain and a distilled student that finished."
-    base = max(plain, key=lambda row: row.mean)
-    winner = max(distilled, key=lambda row: row.mean)
-    gain = paired_difference(winner.ap, base.ap)
-    lines = []
+    winner, gain = _best_over(base, distilled, residual)
     if gain is None or gain.mean <= 0:
-        lines.append(f"Distillation does not help here: no policy beats the plain student '{base.name}' on the mean.")
-    elif gain.low <= 0:
-        lines.append(
-            f"'{winner.name}' has the best mean, {_points(winner, metric)}, {gain.mean:+.1f} over the plain student "
-            f"'{base.name}', but {_not_sure(gain, len(winner.ap))}"
-        )
-    else:
-        lines.append(
+        lines = [f"Distillation does not help here: no policy beats the plain student '{base.name}' on the mean."]
+    elif gain.low > 0:
+        lines = [
             f"'{winner.name}' wins with {_points(winner, metric)}: {gain.mean:+.1f} over the plain student "
-            f"'{base.name}' (95% interval {gain.low:+.1f} to {gain.high:+.1f}, {len(winner.ap)} seeds)."
-        )
+            f"'{base.name}' ({_evidence(gain, metric)})."
+        ]
+    else:
+        lines = [
+            f"'{winner.name}' has the best mean, {_points(winner, metric)}, {gain.mean:+.1f} over the plain student "
+            f"'{base.name}', but within noise: {_evidence(gain, metric)}."
+        ]
     searched = [row for row in distilled if row.kind == "searched"]
     hand = [row for row in distilled if row.kind == "hand"]
+    chosen = [row for row in hand if row.name == opponent]
     if searched and hand:
-        best_searched, best_hand = (max(group, key=lambda row: row.mean) for group in (searched, hand))
-        edge = paired_difference(best_searched.ap, best_hand.ap)
-        if edge is not None:
-            sure = (
-                f"95% interval {edge.low:+.1f} to {edge.high:+.1f}"
-                if edge.low > 0 or edge.high < 0
-                else _not_sure(edge, len(best_searched.ap)).rstrip(".")
-            )
+        best = max(searched, key=lambda row: row.mean)
+        rival, behind = _best_over(best, chosen or hand, residual)
+        if behind is not None:
+            edge = -behind
+            noise = "" if edge.low > 0 or edge.high < 0 else "within noise: "
+            title = "the hand-designed one that validation chose" if chosen else "the best hand-designed one"
             lines.append(
-                f"The searched policy stands {edge.mean:+.1f} against the best hand-designed one, "
-                f"'{best_hand.name}' ({sure})."
+                f"The searched policy stands {edge.mean:+.1f} against {title}, '{rival.name}' "
+                f"({noise}{_evidence(edge, metric)})."
             )
     return " ".join(lines)
+
+
+def _best_over(control: Row, group: Sequence[Row], residual: Residual | None) -> tuple[Row, Difference | None]:
+    """The row of the best mean in a group, and how far it stands above the control."""
+    best = max(group, key=lambda row: row.mean)
+    if residual is None or not residual.covers(best.name, control.name):
+        return best, paired_difference(best.ap, control.ap)
+    rivals = {row.name: row.ap for row in group if residual.covers(row.name)}
+    below = differences_to_many(control.ap, rivals, residual).get(best.name)
+    return best, None if below is None else -below
 
 
 def _points(row: Row, metric: str) -> str:
     return f"{row.mean:.1f} ± {row.spread:.1f} {metric}"
 
 
-def _not_sure(difference: Difference, seeds: int) -> str:
-    if not math.isfinite(difference.low):
-        return "one seed says nothing about noise; give more."
-    return f"within noise: 95% interval {difference.low:+.1f} to {difference.high:+.1f} over {seeds} seeds."
+def _evidence(difference: Difference, metric: str) -> str:
+    """The interval, what it rests on, and what it could have shown."""
+    if not difference.df:
+        return "one seed says nothing about noise, give more"
+    seeds = "1 seed" if difference.n == 1 else f"{difference.n} seeds"
+    return (
+        f"95% interval {difference.low:+.1f} to {difference.high:+.1f}, {seeds}, {difference.df} df; "
+        f"{difference.smallest_gain():.1f} {metric} would have shown with 80% power"
+    )

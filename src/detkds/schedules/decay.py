@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from detkds.arguments import check_arguments
+from pydantic import Field
+
+from detkds.arguments import Positive, piece
+from detkds.protocols import Schedule
 from detkds.registry import SCHEDULES
 
 
 @SCHEDULES.register("cosine")
-@dataclass(frozen=True)
-class CosineDecay:
+@piece
+class CosineDecay(Schedule):
     """From the whole weight to ``end`` of it at the last step, along half a cosine.
 
     Source: DAMO-YOLO (Xu et al., 2022) ends at 0.1 of the weight, YOLOv6 (Li et al., 2022) at 0.01.
     """
 
-    name: ClassVar[str]
     needs_total: ClassVar[bool] = True
 
-    end: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    end: Positive = 0.1
 
     def __call__(self, step: int, total: int | None) -> float:
         """The factor at a step, counted from 0, of ``total``."""
@@ -34,22 +32,16 @@ class CosineDecay:
 
 
 @SCHEDULES.register("stop")
-@dataclass(frozen=True)
-class Stop:
+@piece
+class Stop(Schedule):
     """The whole weight until ``at`` of the training, then none.
 
     Source: RTMDet (Lyu et al., 2022) distils for 280 of 300 epochs.
     """
 
-    name: ClassVar[str]
     needs_total: ClassVar[bool] = True
 
-    at: float = 0.9
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-        if self.at > 1:
-            raise ValueError(f"at: expected a share of the training, > 0 and <= 1, got {self.at!r}")
+    at: Annotated[float, Field(gt=0, le=1)] = 0.9
 
     def __call__(self, step: int, total: int | None) -> float:
         """The factor at a step, counted from 0, of ``total``."""

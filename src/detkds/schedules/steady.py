@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
+from detkds.arguments import piece
+from detkds.protocols import Schedule
 from detkds.registry import SCHEDULES
 
 
 @SCHEDULES.register("constant")
-@dataclass(frozen=True)
-class Constant:
+@piece
+class Constant(Schedule):
     """The whole weight at every step."""
-
-    name: ClassVar[str]
-    needs_total: ClassVar[bool] = False
 
     def __call__(self, step: int, total: int | None) -> float:
         """1."""

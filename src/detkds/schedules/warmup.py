@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
+from detkds.protocols import Schedule
 from detkds.registry import SCHEDULES
 
 
 @SCHEDULES.register("warmup")
-@dataclass(frozen=True)
-class Warmup:
+@piece
+class Warmup(Schedule):
     """From 0 to the whole weight, by equal steps over the first ``steps`` ones; with ``linear=false`` all at once.
 
     Source: FRS (Du et al., NeurIPS 2021) rises over 500 steps; FGFI (Wang et al., CVPR 2019) begins after 400.
     """
 
-    name: ClassVar[str]
-    needs_total: ClassVar[bool] = False
-
-    steps: int
+    steps: Count
     linear: bool = True
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, step: int, total: int | None) -> float:
         """The factor at a step, counted from 0."""

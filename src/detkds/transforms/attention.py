@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, Positive, piece
+from detkds.precision import full_precision
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 
 @TRANSFORMS.register("satt")
-@dataclass(frozen=True)
-class SpatialAttention:
+@piece
+class SpatialAttention(Transform):
     """Weigh each position by its share of the map's mean absolute activation.
 
     G = mean_c |F|, A = H W softmax_HW(G / tau), F -> A^power F. The mean of A over a map is 1.
@@ -30,23 +30,20 @@ class SpatialAttention:
     Source:  DetKDS, equation 4; the power 1/2 is that of the authors' code, ``power=1`` that of the paper.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    tau: float = 0.5
-    power: float = 0.5
+    tau: Positive = 0.5
+    power: Positive = 0.5
     source: Literal["own", "teacher"] = "own"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         return _weighted(pair, self.source, lambda feature: _spatial(feature, self.tau, self.power))
 
 
 @TRANSFORMS.register("catt")
-@dataclass(frozen=True)
-class ChannelAttention:
+@piece
+class ChannelAttention(Transform):
     """Weigh each channel by its share of the image's mean absolute activation.
 
     G = mean_HW |F|, A = C softmax_C(G / tau), F -> A^power F. The mean of A over the channels is 1.
@@ -58,23 +55,20 @@ class ChannelAttention:
     Source:  DetKDS, equation 9; the power 1/2 is that of the authors' code, ``power=1`` that of the paper.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    tau: float = 0.5
-    power: float = 0.5
+    tau: Positive = 0.5
+    power: Positive = 0.5
     source: Literal["own", "teacher"] = "own"
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         return _weighted(pair, self.source, lambda feature: _channel(feature, self.tau, self.power))
 
 
 @TRANSFORMS.register("focal")
-@dataclass(frozen=True)
-class FocalAttention:
+@piece
+class FocalAttention(Transform):
     """Weigh both sides by where, and in which channels, the teacher is strong.
 
     F -> sqrt(A_S A_C) F with the A of ``satt`` and ``catt``, both of the teacher's map as it comes, so that a squared
@@ -84,13 +78,10 @@ class FocalAttention:
     Source:  FGD (Yang et al., CVPR 2022), section 3.1.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    tau: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    tau: Positive = 0.5
 
     def __call__(self, pair: Pair) -> Pair:
         return _weighted(
@@ -99,8 +90,8 @@ class FocalAttention:
 
 
 @TRANSFORMS.register("att_map")
-@dataclass(frozen=True)
-class AttentionMap:
+@piece
+class AttentionMap(Transform):
     """Each side becomes its own attention: the A of ``satt`` (``spatial``) or of ``catt`` (``channel``).
 
     Args:
@@ -114,16 +105,13 @@ class AttentionMap:
         ``exponent=2, softmax=false`` and normalised over the positions.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
     over: Literal["spatial", "channel"]
-    tau: float = 0.5
-    exponent: int = 1
+    tau: Positive = 0.5
+    exponent: Count = 1
     softmax: bool = True
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         if self.over == "channel":
@@ -131,7 +119,7 @@ class AttentionMap:
         return pair.map(self._attention, weight=None if pair.weight is None else pair.weight.amax(1, keepdim=True))
 
     def _attention(self, feature: Tensor) -> Tensor:
-        feature = wide(feature).abs().pow(self.exponent)
+        feature = full_precision(feature).abs().pow(self.exponent)
         if self.softmax:
             return (_spatial if self.over == "spatial" else _channel)(feature, self.tau, 1.0)
         return feature.mean(1 if self.over == "spatial" else (2, 3), keepdim=True)
@@ -139,9 +127,9 @@ class AttentionMap:
 
 def _weighted(pair: Pair, source: str, attention: Callable[[Tensor], Tensor]) -> Pair:
     if source == "teacher":
-        shared = attention(wide(pair.teacher.detach()))
-        return pair.map(lambda feature: wide(feature) * shared)
-    return pair.map(lambda feature: wide(feature) * attention(wide(feature)))
+        shared = attention(full_precision(pair.teacher.detach()))
+        return pair.map(lambda feature: full_precision(feature) * shared)
+    return pair.map(lambda feature: full_precision(feature) * attention(full_precision(feature)))
 
 
 def _spatial(feature: Tensor, tau: float, power: float) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import ClassVar
 
+from detkds.arguments import piece
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("decode")
-@dataclass(frozen=True)
-class Decode:
+@piece
+class Decode(Transform):
     """Put the boxes that both detectors decode at the same anchors, xyxy in pixels, in place of their numbers.
 
     Shapes:  (N, 4, A, H, W) or (R, 4) -> the same
@@ -22,7 +24,7 @@ class Decode:
         ValueError: the pair carries no decoded boxes.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"regression": "boxes"}
 
     def __call__(self, pair: Pair) -> Pair:

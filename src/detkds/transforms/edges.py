@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import ClassVar
 
+from detkds.arguments import piece
 from detkds.errors import PairError
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import DetectorInfo, Kind, Pair
 
 
 @TRANSFORMS.register("edges")
-@dataclass(frozen=True)
-class Edges:
+@piece
+class Edges(Transform):
     """Put the logits that both detectors predict over the distance of each side in place of their numbers.
 
     One row for each of the four sides of a box, which share the weight of its position: ``kl`` after it is
@@ -26,7 +28,7 @@ class Edges:
         PairError: the detectors do not both predict distributions over the same bins.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"regression": "logits"}
 
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("local")
-@dataclass(frozen=True)
-class Local:
+@piece
+class Local(Transform):
     """Cut the map into an n x n grid of tiles, each one more sample of the batch.
 
     Maps that n does not divide are padded by repeating the last row and column; padded cells have weight 0. A map
@@ -28,13 +28,14 @@ class Local:
     Source:  DetKDS, section 3.2.
     """
 
-    stage: ClassVar[Literal["scale"]] = "scale"
+    stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    n: int
+    n: Count
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    @property
+    def neutral(self) -> bool:
+        return self.n == 1
 
     def __call__(self, pair: Pair) -> Pair:
         height, width = pair.student.shape[2:]
@@ -57,8 +58,8 @@ class Local:
 
 
 @TRANSFORMS.register("win")
-@dataclass(frozen=True)
-class Windows:
+@piece
+class Windows(Transform):
     """Cut the map into windows of n x n cells, each window of each channel one more channel.
 
     Maps that n does not divide are padded with zeros of weight 0.
@@ -67,13 +68,10 @@ class Windows:
     Source:  what the authors' code does under the name of ``local``.
     """
 
-    stage: ClassVar[Literal["scale"]] = "scale"
+    stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    n: int
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    n: Count
 
     def __call__(self, pair: Pair) -> Pair:
         channels, height, width = pair.student.shape[1:]

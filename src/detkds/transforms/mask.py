@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("mask")
-@dataclass(frozen=True)
-class RandomMask:
+@piece
+class RandomMask(Transform):
     """Set a random ``ratio`` of the positions to zero in all channels, at the same places on both sides.
 
     F -> F * 1[R >= ratio], R ~ U(0, 1) per image and position; survivors are not rescaled. The draw comes from
@@ -27,17 +29,15 @@ class RandomMask:
     Differs: the authors' code draws anew for each side (``shared=false``), so that equal sides are not equal after it.
     """
 
-    stage: ClassVar[Literal["attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    ratio: float = 0.65
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.65
     shared: bool = True
 
-    def __post_init__(self) -> None:
-        if self.ratio != 0 or isinstance(self.ratio, bool):
-            check_arguments(self)
-        if self.ratio >= 1:
-            raise ValueError(f"ratio: expected a number >= 0 and < 1, got {self.ratio!r}")
+    @property
+    def neutral(self) -> bool:
+        return self.ratio == 0
 
     def __call__(self, pair: Pair) -> Pair:
         student_keep = self._draw(pair.student, pair.generator)

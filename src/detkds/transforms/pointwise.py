@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
+from detkds.arguments import piece
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("sigmoid")
-@dataclass(frozen=True)
-class Sigmoid:
+@piece
+class Sigmoid(Transform):
     """1 / (1 + exp(-x)) of every number: logits become probabilities, regression the sides of a box.
 
     Shapes:  any -> the same
     Source:  DetKDS, table 2.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"logits": "probability", "regression": "sides"}
 
     def __call__(self, pair: Pair) -> Pair:
@@ -29,15 +30,15 @@ class Sigmoid:
 
 
 @TRANSFORMS.register("pow2")
-@dataclass(frozen=True)
-class Square:
+@piece
+class Square(Transform):
     """x^2 of every number: logits stay scores, regression becomes the sides of a box.
 
     Shapes:  any -> the same
     Source:  DetKDS, table 2.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"logits": "logits", "regression": "sides"}
 
     def __call__(self, pair: Pair) -> Pair:

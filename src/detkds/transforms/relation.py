@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import piece
+from detkds.precision import full_precision
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
-from detkds.transforms.precision import wide
 
 _NORM_EPS = 1e-12
 
 
 @TRANSFORMS.register("gram")
-@dataclass(frozen=True)
-class Gram:
+@piece
+class Gram(Transform):
     """Inner products between the channels of each image (``C``) or between the maps of a batch (``N``).
 
     Every row is brought to length 1. Positions count in the products by the pair's weight, which ends here.
@@ -30,13 +30,10 @@ class Gram:
         ICCV 2019), equations 1-4 (``N``, with ``l2``).
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits"}
 
     axis: Literal["C", "N"]
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
 
     def __call__(self, pair: Pair) -> Pair:
         pair = _counted(pair)
@@ -49,8 +46,8 @@ class Gram:
 
 
 @TRANSFORMS.register("pairwise")
-@dataclass(frozen=True)
-class PairwiseDistances:
+@piece
+class PairwiseDistances(Transform):
     """Euclidean distances between all maps of a batch, be they images or objects, in units of their mean.
 
     A map's distance to itself neither counts in the mean nor carries weight after it. Positions count in the
@@ -62,7 +59,7 @@ class PairwiseDistances:
         instances.
     """
 
-    stage: ClassVar[Literal["response"]] = "response"
+    stage: ClassVar[Stage] = "response"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits"}
 
     def __call__(self, pair: Pair) -> Pair:
@@ -82,7 +79,7 @@ def _relative_distances(feature: Tensor) -> Tensor:
 
 def _counted(pair: Pair) -> Pair:
     """Both sides with every position multiplied by the root of its weight, so that products count by the weight."""
-    pair = pair.map(wide)
+    pair = pair.map(full_precision)
     if pair.weight is None:
         return pair
     root = pair.weight.sqrt()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkds.arguments import check_arguments
+from detkds.arguments import Count, piece
+from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
 from detkds.structures import Kind, Pair
 
 
 @TRANSFORMS.register("scale")
-@dataclass(frozen=True)
-class Scale:
+@piece
+class Scale(Transform):
     """Pool windows of n x n cells; windows cut by the border pool the cells they have. ``scale(1)`` is the identity.
 
     The pair's weight is pooled by the maximum of the same windows.
@@ -27,14 +27,15 @@ class Scale:
     Differs: the authors' code pads with zeros, which replaces negative cells at the border.
     """
 
-    stage: ClassVar[Literal["scale"]] = "scale"
+    stage: ClassVar[Stage] = "scale"
     kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "feature"}
 
-    n: int
+    n: Count
     pool: Literal["max", "avg"] = "max"
 
-    def __post_init__(self) -> None:
-        check_arguments(self)
+    @property
+    def neutral(self) -> bool:
+        return self.n == 1
 
     def __call__(self, pair: Pair) -> Pair:
         if self.n == 1:

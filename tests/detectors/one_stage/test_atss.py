@@ -57,13 +57,13 @@ def _slow(levels: list[Tensor], target: Target, candidates: int) -> list[int]:
     for number, box in enumerate(target["boxes"].tolist()):
         if box[2] <= box[0] or box[3] <= box[1]:
             continue
-        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         chosen, start = [], 0
         for level in levels:
             distances = []
             for row in range(start, start + len(level)):
                 x, y = (anchors[row][0] + anchors[row][2]) / 2, (anchors[row][1] + anchors[row][3]) / 2
-                distances.append((math.hypot(x - centre[0], y - centre[1]), row))
+                distances.append((math.hypot(x - center[0], y - center[1]), row))
             chosen += [row for _, row in sorted(distances)[:candidates]]
             start += len(level)
         ious = []
@@ -128,7 +128,7 @@ def test_an_anchor_takes_the_object_of_highest_iou_and_of_equals_the_first() -> 
         assert matched[3 * 8 + 3] == winner
 
 
-def test_a_centre_on_the_edge_is_outside() -> None:
+def test_a_center_on_the_edge_is_outside() -> None:
     level = torch.tensor([[0.0, 0, 8, 8], [20, 0, 28, 8]])
     edge, within = torch.tensor([[4.0, 0, 12, 8]]), torch.tensor([[3.9, 0, 12, 8]])
     assert match_adaptively([level], Objects.collect([_target(edge)]), 1).tolist() == [[BACKGROUND] * 2]
@@ -140,16 +140,16 @@ def _slow_region(levels: list[Tensor], target: Target) -> list[float]:
     anchors = torch.cat(levels).tolist()
     weights = [0.0] * len(anchors)
     for box in target["boxes"].tolist():
-        overlaps, centre = [], ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        overlaps, center = [], ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         for level in levels:
-            near = sorted(level.tolist(), key=lambda one: math.dist(centre, _middle(one)))[:9]
+            near = sorted(level.tolist(), key=lambda one: math.dist(center, _middle(one)))[:9]
             overlaps += [_iou(one, box) for one in near]
         mean = sum(overlaps) / len(overlaps)
         threshold = mean + math.sqrt(sum((one - mean) ** 2 for one in overlaps) / (len(overlaps) - 1))
         for row, anchor in enumerate(anchors):
             outer = [min(anchor[0], box[0]), min(anchor[1], box[1]), max(anchor[2], box[2]), max(anchor[3], box[3])]
             diagonal = (outer[2] - outer[0]) ** 2 + (outer[3] - outer[1]) ** 2
-            diou = _iou(anchor, box) - math.dist(centre, _middle(anchor)) ** 2 / diagonal
+            diou = _iou(anchor, box) - math.dist(center, _middle(anchor)) ** 2 / diagonal
             if 0.25 * threshold <= diou < threshold:
                 weights[row] = max(weights[row], _iou(anchor, box))
     return weights
@@ -173,3 +173,10 @@ def test_valuable_region_equals_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(valuable_region(levels, Objects.collect(targets)), expected)
     monkeypatch.setattr(matching, "_MOST_PAIRS", 1)  # image by image
     torch.testing.assert_close(valuable_region(levels, Objects.collect(targets)), expected)
+
+
+def test_an_only_candidate_reaches_its_own_threshold() -> None:
+    """The threshold is its IoU itself, with no deviation around it."""
+    target = Target(boxes=torch.tensor([[0.0, 0, 8, 8]]), labels=torch.tensor([0]))
+    matched = match_adaptively([torch.tensor([[0.0, 0, 8, 12]])], Objects.collect([target]))
+    assert matched.tolist() == [[0]]

@@ -61,7 +61,7 @@ def test_losses_equal_a_slow_loop(trained: Any, batch: Batch) -> None:
     losses = {name: float(loss.detach()) for name, loss in trained(batch).losses.items()}
     assert batch.targets is not None
     with torch.no_grad():
-        features = trained.model.backbone(trained.normalise(batch))
+        features = trained.model.backbone(trained.normalize(batch))
         heads = trained.model.head(list(features.values()))
     levels = trained.grid(list(features.values()))
     anchors = torch.cat(levels)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from detkds.detectors.one_stage.point_set import (
-    CONVERSIONS,
+    Conversion,
     PointsToBoxes,
     minmax_boxes,
     moment_boxes,
@@ -86,7 +87,7 @@ def test_conversions_by_name(generator: torch.Generator) -> None:
         "minmax": minmax_boxes,
         "partial_minmax": partial_minmax_boxes,
     }
-    assert set(functions) == set(CONVERSIONS)
+    assert set(functions) == set(get_args(Conversion))
     for name, function in functions.items():
         module = PointsToBoxes(name)
         assert torch.equal(module(points), function(points))

@@ -54,7 +54,7 @@ def _matched_by_loop(boxes: Tensor, objects: Tensor) -> list[int | None]:
 @pytest.mark.parametrize("conversion", ["moment", "minmax", "partial_minmax"])
 def test_losses_equal_a_loop(small: Build, batch: Batch, conversion: str) -> None:
     detector = _nudged(small, conversion=conversion).train()
-    features = detector.model.backbone(detector.normalise(batch))
+    features = detector.model.backbone(detector.normalize(batch))
     heads, grid = detector._heads(features)
     anchors, targets = torch.cat(grid), batch.targets or []
     initial = detector.decode(heads["initial_regression"].detach(), anchors)
@@ -76,10 +76,10 @@ def test_losses_equal_a_loop(small: Build, batch: Batch, conversion: str) -> Non
         for box in objects:
             width, height = (box[2:] - box[:2]).tolist()
             stride = min(128.0, max(8.0, 2.0 ** math.floor(math.log2(math.sqrt(width * height) / 4))))
-            centre = (box[:2] + box[2:]) / 2
+            center = (box[:2] + box[2:]) / 2
             cells = [i for i, a in enumerate(anchors.tolist()) if a[2] - a[0] == stride]
             points = (anchors[cells, :2] + anchors[cells, 2:]) / 2
-            row = cells[int(((points - centre) / torch.tensor([width, height])).norm(dim=1).argmin())]
+            row = cells[int(((points - center) / torch.tensor([width, height])).norm(dim=1).argmin())]
             positives[0] += 1
             sums[1] += sum(map(_smooth_l1, ((initial[image, row] - box) / (4 * stride)).tolist()))
     losses = {key: float(loss.detach()) for key, loss in detector(batch).losses.items()}

@@ -284,7 +284,7 @@ def test_saved_weights_load_in_the_library_and_here(name: str, batch: Batch, tmp
     again = build_detector(name, CLASSES, pretrained=str(tmp_path)).eval()
     with torch.no_grad():
         ours = detector(batch)
-        raw = home.eval()(pixel_values=detector.normalise(batch))
+        raw = home.eval()(pixel_values=detector.normalize(batch))
         reloaded = again(batch)
     logits = raw.logits.roll(1, 2) if name == "detr" else raw.logits
     assert torch.allclose(ours.logits["query"], logits.transpose(1, 2), atol=1e-5)

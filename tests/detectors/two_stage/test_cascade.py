@@ -195,7 +195,7 @@ def test_respond_at_own_proposals_repeats_the_pass(small: Build, batch: Batch) -
 def test_predictions_are_made_from_the_response(small: Build, batch: Batch) -> None:
     detector = _lively(small("cascade_rcnn", score_threshold=0.0, nms_threshold=1.0, max_detections=10_000).eval())
     with torch.no_grad():
-        features = detector.model.backbone(detector.normalise(batch))
+        features = detector.model.backbone(detector.normalize(batch))
         proposals, _ = detector.proposals(features, SIZES, None)
         response = detector(batch).respond_at(proposals)
         found = detector.predict(batch)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detkds import Distiller, Policy, Term, load_policy
 from detkds.errors import PolicyError
-from detkds.structures import DetectorOutput
+from detkds.structures import DetectorOutput, KnowledgeInput
 
 Maps = Callable[[int], DetectorOutput]
 Shaken = Callable[[str | Policy], Distiller]
@@ -103,7 +103,7 @@ def test_the_teachers_diffusion_trains_the_denoiser_alone(maps: Maps, shaken: Sh
             feature.requires_grad_()
     (learned,) = distiller.learned.values()
     strides = {"p3": 8.0, "p4": 16.0}
-    pairs = list(learned(student, teacher, None, strides, torch.Generator().manual_seed(0)))
+    pairs = list(learned(KnowledgeInput(student, teacher, None, strides, torch.Generator().manual_seed(0))))
     assert len(pairs) == 4
     sum(pair.student.square().sum() for pair in pairs[1::2]).backward()
     trained = {name.split(".")[2] for name, one in learned.named_parameters() if one.grad is not None}

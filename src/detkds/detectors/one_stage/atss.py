@@ -13,9 +13,9 @@ from detkds.detectors.matching import BACKGROUND, Objects, ignore_crowds, paired
 def match_adaptively(anchors: Sequence[Tensor], objects: Objects, candidates: int = 9) -> Tensor:
     """Match the anchors ``(M_l, 4)`` of each level: ``(N, M)`` indices, as in :mod:`detkds.detectors.matching`.
 
-    The candidates of an object are, on each level, the anchors whose centres are nearest to its own. A candidate
+    The candidates of an object are, on each level, the anchors whose centers are nearest to its own. A candidate
     takes the object where their IoU is at least the mean plus the standard deviation of the IoUs of all the object's
-    candidates, and where the candidate's centre lies inside the object; of several objects it takes the one of highest
+    candidates, and where the candidate's center lies inside the object; of several objects it takes the one of highest
     IoU (Algorithm 1). The deviation is that of a sample (over n - 1), as in the authors' code.
 
     Args:
@@ -44,7 +44,7 @@ def _valuable(
     threshold = _threshold(paired_iou(rows[_nearest(anchors, boxes.squeeze(2), candidates)], boxes))
     iou = paired_iou(rows, boxes)  # (n, G, M)
     outer = torch.maximum(rows[:, 2:], boxes[..., 2:]) - torch.minimum(rows[:, :2], boxes[..., :2])
-    offset = (_centre(rows) - _centre(boxes)).square().sum(-1)
+    offset = (_center(rows) - _center(boxes)).square().sum(-1)
     distance = offset / outer.square().sum(-1).clamp_min(torch.finfo(outer.dtype).tiny)
     inside = (iou - distance >= share * threshold) & (iou - distance < threshold) & valid
     return iou.masked_fill(~inside, 0.0).amax(1)
@@ -55,7 +55,7 @@ def _match(anchors: Sequence[Tensor], rows: Tensor, objects: Objects, part: slic
     chosen = _nearest(anchors, boxes, candidates)  # (n, G, C)
     near = rows[chosen]  # (n, G, C, 4)
     iou = paired_iou(near, boxes[:, :, None])
-    fits = (iou >= _threshold(iou)) & _centre_inside(near, boxes[:, :, None]) & valid[..., None]
+    fits = (iou >= _threshold(iou)) & _center_inside(near, boxes[:, :, None]) & valid[..., None]
 
     # Candidates of all objects of an image in one row, and for each anchor the best that chose it.
     images, most = valid.shape
@@ -70,27 +70,27 @@ def _match(anchors: Sequence[Tensor], rows: Tensor, objects: Objects, part: slic
 
 
 def _threshold(iou: Tensor) -> Tensor:
-    """The IoU ``(n, G, 1)`` from which an object's candidates match it, from theirs ``(n, G, C)``."""
+    """The IoU ``(n, G, 1)`` from which an object's candidates match it, from those of all candidates ``(n, G, C)``."""
     deviation, mean = torch.std_mean(iou, dim=-1, keepdim=True, correction=min(1, iou.shape[-1] - 1))
     return mean + deviation
 
 
 def _nearest(anchors: Sequence[Tensor], boxes: Tensor, candidates: int) -> Tensor:
-    """Rows ``(n, G, C)`` of the anchors of each level whose centres are nearest to those of ``boxes (n, G, 4)``."""
-    centres = _centre(boxes)
-    found, start = [], 0
+    """Rows ``(n, G, C)`` of the anchors of each level whose centers are nearest to those of ``boxes (n, G, 4)``."""
+    centers = _center(boxes)
+    rows, start = [], 0
     for level in anchors:
-        distance = (centres[:, :, None] - _centre(level)).square().sum(-1)  # (n, G, M_l)
+        distance = (centers[:, :, None] - _center(level)).square().sum(-1)  # (n, G, M_l)
         nearest = distance.topk(min(candidates, len(level)), dim=-1, largest=False).indices
-        found.append(start + nearest)
+        rows.append(start + nearest)
         start += len(level)
-    return torch.cat(found, dim=-1)
+    return torch.cat(rows, dim=-1)
 
 
-def _centre(boxes: Tensor) -> Tensor:
+def _center(boxes: Tensor) -> Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def _centre_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
-    centre = _centre(anchors)
-    return ((centre > boxes[..., :2]) & (centre < boxes[..., 2:])).all(-1)
+def _center_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
+    center = _center(anchors)
+    return ((center > boxes[..., :2]) & (center < boxes[..., 2:])).all(-1)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkds.detectors.pyramid import full_precision
+from detkds.precision import full_precision
 from detkds.structures import Branch
 
 
@@ -19,7 +19,7 @@ class Tower:
     """One branch of a head in parts.
 
     Attributes:
-        blocks: convolution, normalisation where there is one, and activation, in turn.
+        blocks: convolution, normalization where there is one, and activation, in turn.
         predict: the head's rows from the last maps of some levels, given with their positions among all levels.
     """
 
@@ -47,16 +47,16 @@ class HeadBranches:
         rest = nn.Sequential(*(layer for block in tower.blocks[after:] for layer in block))
         levels = list(self.features)
         places = [levels.index(level) for level in maps]
-        rows = tower.predict([rest(torch.relu(one)) for one in maps.values()], places)
+        rows = tower.predict([rest(torch.relu(level)) for level in maps.values()], places)
         anchors = self.detector.grid(list(self.features.values()))
         return self.detector.responses_of(
-            {name: full_precision(one) for name, one in rows.items()}, [anchors[place] for place in places], maps
+            {name: full_precision(value) for name, value in rows.items()}, [anchors[place] for place in places], maps
         )
 
 
 def frozen(module: nn.Module) -> nn.Module:
     """A module of the same weights, through which no gradient flows into them."""
-    return copy.deepcopy(module, {id(one): one.detach() for one in (*module.parameters(), *module.buffers())})
+    return copy.deepcopy(module, {id(tensor): tensor.detach() for tensor in (*module.parameters(), *module.buffers())})
 
 
 def without_convs(part: nn.Module) -> nn.Module:

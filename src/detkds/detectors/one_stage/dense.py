@@ -6,15 +6,21 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from detkds.detectors.backbones import Backbone
 from detkds.detectors.base import Detector
 from detkds.detectors.matching import BACKGROUND, Objects, of_one_class
 from detkds.detectors.one_stage.branches import HeadBranches, Tower
-from detkds.detectors.pyramid import AnchorGrid, Pyramid, full_precision
+from detkds.detectors.one_stage.suppression import Suppression
+from detkds.detectors.options import BodyOptions, Count, CountOrNone, Fraction
+from detkds.detectors.pyramid import AnchorGrid, Pyramid
+from detkds.errors import ConfigError
+from detkds.precision import full_precision
 from detkds.structures import (
     Batch,
     Branch,
@@ -27,6 +33,37 @@ from detkds.structures import (
     Regions,
     Target,
 )
+
+
+class DenseOptions(BodyOptions):
+    """Options of every one-stage detector."""
+
+    nms_threshold: Fraction = 0.6
+    """IoU above which the lower of two boxes of a class is dropped."""
+    topk_candidates: Count = 1000
+    """Pairs of box and class that each level may enter into suppression."""
+    p6_from: Literal["p5", "c5"] = "p5"
+    """What the level p6 is made from: ``p5``, or the body's last map."""
+    head_convs: CountOrNone = 4
+    """3 x 3 convolutions in each branch of the head."""
+
+
+class MatchingOptions(DenseOptions):
+    """Options of those whose boxes are matched to objects by IoU."""
+
+    nms_threshold: Fraction = 0.5
+    """IoU above which the lower of two boxes of a class is dropped."""
+    foreground_iou: Fraction = 0.5
+    """IoU from which a box takes an object."""
+    background_iou: Annotated[Fraction, Field(validate_default=True)] = 0.4
+    """IoU below which a box is background."""
+
+    @field_validator("background_iou")
+    @classmethod
+    def _not_above_foreground(cls, value: float, info: ValidationInfo) -> float:
+        if value > info.data.get("foreground_iou", value):
+            raise ConfigError(f"background_iou: expected <= {info.data['foreground_iou']}, got {value}")
+        return value
 
 
 class DenseModel(nn.Module):
@@ -45,7 +82,7 @@ class DenseDetector(Detector):
     of all its parameters: ``backbone``, a :class:`Pyramid`, and ``head``, which maps the list of levels to rows
     ``(N, M, ...)`` of all levels in turn, cell by cell and anchor by anchor, ``cls_logits (N, M, K)`` and
     ``bbox_regression (N, M, 4)`` among them and, where sides are predicted as distributions, their logits
-    ``bbox_distribution (N, M, 4 bins)``. Images are normalised and resized elsewhere.
+    ``bbox_distribution (N, M, 4 bins)``. Images are normalized and resized elsewhere.
 
     Attributes:
         regions: the names of the regions that an output can mark.
@@ -57,17 +94,24 @@ class DenseDetector(Detector):
 
     def __init__(
         self,
+        options: DenseOptions,
+        body: Backbone,
         model: nn.Module,
         grid: AnchorGrid,
-        layout: Layout,
-        class_names: Sequence[str],
-        mean: Sequence[float],
-        std: Sequence[float],
+        *,
+        regression: Literal["deltas", "sides"],
+        bins: str = "",
     ) -> None:
-        super().__init__(class_names, mean, std)
+        super().__init__(options.class_names, options.mean or body.mean, options.std or body.std)
         self.model: Any = model
         self.grid = grid
         self.responses = True
+        self.suppress = Suppression(
+            options.score_threshold, options.nms_threshold, options.topk_candidates, options.max_detections
+        )
+        key = grid.key if regression == "deltas" else grid.points_key
+        names = options.class_names
+        layout = Layout("dense", "sigmoid", len(names), grid.per_cell, regression, key, names, bins)
         strides: dict[str, int] = self.model.backbone.strides
         self.info = DetectorInfo(
             {level: FeatureSpec(self.model.backbone.out_channels, stride) for level, stride in strides.items()},
@@ -93,9 +137,10 @@ class DenseDetector(Detector):
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Boxes ``(N, M, 4)`` in pixels from the head's numbers ``(N, M, 4)`` at ``anchors (M, 4)``."""
 
-    @abstractmethod
     def select(self, heads: dict[str, Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        """Detections of each image, whose valid area has this height and width, from ``heads`` and ``anchors``."""
+        """Detections of each image, whose valid area has this height and width; see :class:`Suppression`."""
+        boxes = self.decode(heads["bbox_regression"], torch.cat(anchors))
+        return self.suppress(heads["cls_logits"].sigmoid(), boxes, [len(level) for level in anchors], sizes)
 
     def tower(self, head: nn.Module, branch: Branch) -> Tower | None:
         """One branch of a head like this detector's own, in parts; None where it has no two branches."""
@@ -103,7 +148,7 @@ class DenseDetector(Detector):
 
     def forward(self, batch: Batch) -> DetectorOutput:
         """One pass; see :meth:`Detector.forward`. Losses are given in training mode, where there are targets."""
-        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        features: dict[str, Tensor] = self.model.backbone(self.normalize(batch))
         output = DetectorOutput(features, batch.image_sizes, self.info.layout)
         if not (self.training or self.responses):
             return output
@@ -126,12 +171,12 @@ class DenseDetector(Detector):
             fields["boxes"] = self._per_level(self.decode(heads["bbox_regression"], torch.cat(anchors)), maps)
         if "bbox_distribution" in heads:
             sides = self._per_level(heads["bbox_distribution"], maps)
-            fields["box_distribution"] = {level: one.unflatten(1, (4, -1)) for level, one in sides.items()}
+            fields["box_distribution"] = {level: bins.unflatten(1, (4, -1)) for level, bins in sides.items()}
         return fields
 
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
-        heads, anchors = self._heads(self.model.backbone(self.normalise(batch)))
+        heads, anchors = self._heads(self.model.backbone(self.normalize(batch)))
         return self.select(heads, anchors, [(height, width) for height, width in batch.image_sizes.tolist()])
 
     def restore(self, output: DetectorOutput) -> DetectorOutput:
@@ -197,9 +242,9 @@ class DenseDetector(Detector):
 
 
 def head_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with the most groups, up to 32, of two channels at least (Wu and He 2018).
+    """Group normalization with the most groups, up to 32, of two channels at least (Wu and He 2018).
 
-    A group of one channel would be a single number on a map of one cell, with nothing to normalise by.
+    A group of one channel would be a single number on a map of one cell, with nothing to normalize by.
     """
     return nn.GroupNorm(max((n for n in range(1, 33) if channels % n == 0 and n < channels), default=1), channels)
 
@@ -210,5 +255,5 @@ def select_as_torchvision(
     """:meth:`DenseDetector.select` by torchvision's own post-processing."""
     lengths = [len(level) for level in anchors]
     split = {name: list(rows.split(lengths, dim=1)) for name, rows in heads.items()}
-    found = model.postprocess_detections(split, [anchors] * len(sizes), sizes)
-    return [Detections(one["boxes"], one["scores"], one["labels"]) for one in found]
+    detections = model.postprocess_detections(split, [anchors] * len(sizes), sizes)
+    return [Detections(image["boxes"], image["scores"], image["labels"]) for image in detections]

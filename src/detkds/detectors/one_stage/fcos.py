@@ -2,100 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchvision.models import detection
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
-from detkds.detectors.backbones import build_backbone
-from detkds.detectors.matching import IGNORED, Objects, match_by_centre
+from detkds.detectors.matching import IGNORED, Objects, match_by_center
 from detkds.detectors.one_stage.branches import Tower, without_convs
-from detkds.detectors.one_stage.dense import DenseDetector, head_norm, select_as_torchvision
-from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_numbers, check_whole
+from detkds.detectors.one_stage.dense import DenseDetector, DenseOptions, head_norm, select_as_torchvision
+from detkds.detectors.options import Positive, with_options_of
 from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, one_stage_pyramid
-from detkds.errors import ConfigError, Faults
 from detkds.registry import DETECTORS
-from detkds.structures import Batch, Branch, Detections, Layout
+from detkds.structures import Batch, Branch, Detections
 
 _SILENT_LOGIT = -1e4
 """A logit at which the focal loss of a negative is exactly 0."""
 
 
+class FCOSOptions(DenseOptions):
+    """Options of :class:`FCOS`."""
+
+    center_radius: Positive = 1.5
+    """Strides around an object's center within which points are positive."""
+
+
 @DETECTORS.register("fcos")
 class FCOS(DenseDetector):
-    """FCOS: one point per cell, distances to four sides, centreness (Tian et al. 2019, arXiv 1904.01355).
+    """FCOS: one point per cell, distances to four sides, centerness (Tian et al. 2019, arXiv 1904.01355).
 
     Responses are raw class logits and the distances ``(left, top, right, bottom)`` from the point to the sides,
     after the head's ReLU and in strides: a box is ``point -+ stride * sides``. As in torchvision the point of cell
     ``(i, j)`` is its corner, ``(i, j) * stride``. The losses are ``classification``, ``bbox_regression`` (GIoU) and
     ``bbox_ctrness`` and equal torchvision's.
 
-    Args:
-        class_names: one name per class, in label order.
-        backbone: ``narrow<W>`` or a timm model with maps at strides 8, 16 and 32.
-        backbone_weights: None, ``"pretrained"`` or a file or URL.
-        backbone_options: further arguments of the timm model.
-        frozen_norm: fixed batch normalisation in the body.
-        neck_channels: channels of the pyramid and the head.
-        p6_from: ``p5``, or ``c5`` for the body's last map.
-        head_convs: 3 x 3 convolutions, each with group normalisation, in each branch of the head.
-        center_radius: strides around an object's centre within which points are positive.
-        score_threshold, nms_threshold, topk_candidates, max_detections: of the predictions.
-        mean, std: input normalisation; None means the body's own.
+    Options are those of :class:`FCOSOptions`.
     """
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        backbone: str = "resnet50",
-        *,
-        backbone_weights: str | None = None,
-        backbone_options: Mapping[str, Any] | None = None,
-        frozen_norm: bool = False,
-        neck_channels: int = 256,
-        p6_from: str = "p5",
-        head_convs: int = 4,
-        center_radius: float = 1.5,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
-        topk_candidates: int = 1000,
-        max_detections: int = 100,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
-        faults = Faults("fcos")
-        check_class_names(faults, class_names)
-        check_whole(faults, neck_channels=neck_channels, topk_candidates=topk_candidates, max_detections=max_detections)
-        check_whole(faults, 0, head_convs=head_convs)
-        check_choice(faults, ("p5", "c5"), p6_from=p6_from)
-        check_numbers(faults, center_radius=[center_radius])
-        check_fraction(faults, score_threshold=score_threshold, nms_threshold=nms_threshold)
-        faults.raise_as(ConfigError)
-        body = build_backbone(
-            backbone, (8, 16, 32), weights=backbone_weights, frozen_norm=frozen_norm, options=backbone_options
-        )
+    regions: ClassVar[tuple[str, ...]] = (*DenseDetector.regions, "centerness")
+
+    @with_options_of(FCOSOptions)
+    def __init__(self, class_names: Sequence[str], backbone: str = "resnet50", **options: Any) -> None:
+        given = FCOSOptions.checked("fcos", class_names=class_names, backbone=backbone, **options)
+        body = given.body((8, 16, 32))
         strides = list(ONE_STAGE_STRIDES.values())
         grid = AnchorGrid([(stride,) for stride in strides], [(1.0,)] * len(strides), strides)
-        classes = len(class_names)
+        classes = len(given.class_names)
         model = detection.FCOS(
-            one_stage_pyramid(body, neck_channels, p6_from),
+            one_stage_pyramid(body, given.neck_channels, given.p6_from),
             classes,
             anchor_generator=grid.generator,
-            head=build_head(neck_channels, classes, head_convs),
-            center_sampling_radius=center_radius,
-            score_thresh=score_threshold,
-            nms_thresh=nms_threshold,
-            detections_per_img=max_detections,
-            topk_candidates=topk_candidates,
+            head=build_head(given.neck_channels, classes, given.head_convs),
+            center_sampling_radius=given.center_radius,
+            score_thresh=given.score_threshold,
+            nms_thresh=given.nms_threshold,
+            detections_per_img=given.max_detections,
+            topk_candidates=given.topk_candidates,
         )
-        layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.points_key, tuple(class_names))
-        super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
+        super().__init__(given, body, model, grid, regression="sides")
+
+    def region(self, name: str, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
+        """See :meth:`DenseDetector.region`; ``centerness`` is what the losses want of that branch at positives."""
+        if name != "centerness":
+            return super().region(name, heads, anchors, objects)
+        matched = self.match(heads, anchors, objects)
+        boxes = torch.cat(anchors)
+        points = (boxes[:, :2] + boxes[:, 2:])[None] / 2
+        wanted = objects.boxes.gather(1, matched.clamp_min(0)[..., None].expand(-1, -1, 4))
+        sides = torch.stack((points - wanted[..., :2], wanted[..., 2:] - points), -1)  # (N, M, x and y, 2)
+        share = (sides.amin(-1) / sides.amax(-1)).prod(-1).clamp_min(0).sqrt()
+        return torch.where(matched >= 0, share, 0.0)
 
     def tower(self, head: Any, branch: Branch) -> Tower:
-        """See :meth:`DenseDetector.tower`; the centreness is left out."""
+        """See :meth:`DenseDetector.tower`; the centerness is left out."""
         part = head.classification_head if branch == "classification" else head.regression_head
         layers = list(part.conv)
         blocks = [layers[start : start + 3] for start in range(0, len(layers), 3)]
@@ -108,9 +89,9 @@ class FCOS(DenseDetector):
         return self.model.box_coder.decode(regression, anchors)
 
     def match(self, heads: dict[str, Tensor], anchors: list[Tensor], objects: Objects) -> Tensor:
-        """By the centre and the size of objects; see :func:`match_by_centre`."""
+        """By the center and the size of objects; see :func:`match_by_center`."""
         radius = self.model.center_sampling_radius
-        return match_by_centre(torch.cat(anchors), objects, radius, len(anchors[0]), len(anchors[-1]))
+        return match_by_center(torch.cat(anchors), objects, radius, len(anchors[0]), len(anchors[-1]))
 
     def losses(self, heads: dict[str, Tensor], anchors: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """torchvision's losses over all positive points of the batch; points in crowd regions are left out."""

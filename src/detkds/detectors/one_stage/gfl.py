@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,24 +10,29 @@ from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops.misc import Conv2dNormActivation
 
-from detkds.detectors.backbones import build_backbone
 from detkds.detectors.matching import IGNORED, Objects, paired_iou
 from detkds.detectors.one_stage.atss import match_adaptively, valuable_region
 from detkds.detectors.one_stage.branches import Tower
-from detkds.detectors.one_stage.dense import DenseDetector, DenseModel, head_norm
+from detkds.detectors.one_stage.dense import DenseDetector, DenseModel, DenseOptions, head_norm
 from detkds.detectors.one_stage.quality_focal import distribution_focal_loss, expected_value, quality_focal_loss
-from detkds.detectors.one_stage.suppression import Suppression
-from detkds.detectors.options import check_choice, check_class_names, check_fraction, check_whole
-from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, full_precision, one_stage_pyramid
-from detkds.errors import ConfigError, Faults
+from detkds.detectors.options import Count, with_options_of
+from detkds.detectors.pyramid import ONE_STAGE_STRIDES, AnchorGrid, one_stage_pyramid
+from detkds.precision import full_precision
 from detkds.registry import DETECTORS
-from detkds.structures import Batch, Branch, Detections, Layout
+from detkds.structures import Batch, Branch
 
 _PRIOR_LOGIT = -4.59511985
 """The logit of a score of 0.01, with which training starts."""
 _ANCHOR_SCALE = 8.0
 """Sides of the anchors, which only the assignment uses, in strides."""
 _BOX_WEIGHT, _DISTRIBUTION_WEIGHT = 2.0, 0.25
+
+
+class GFLOptions(DenseOptions):
+    """Options of :class:`GFL`."""
+
+    reg_max: Count = 16
+    """The largest distance of a side in strides."""
 
 
 @DETECTORS.register("gfl")
@@ -49,67 +54,26 @@ class GFL(DenseDetector):
     weighted by its own largest score, which receives no gradient from them. That is what the authors' code does; the
     paper divides all three by the number of positives (section 3, equation 6 and its note on the weights).
 
-    Args:
-        class_names: one name per class, in label order.
-        backbone: ``narrow<W>`` or a timm model with maps at strides 8, 16 and 32.
-        backbone_weights: None, ``"pretrained"`` or a file or URL.
-        backbone_options: further arguments of the timm model.
-        frozen_norm: fixed batch normalisation in the body.
-        neck_channels: channels of the pyramid and the head.
-        p6_from: ``p5``, or ``c5`` for the body's last map.
-        head_convs: 3 x 3 convolutions, each with group normalisation, in each branch of the head.
-        reg_max: the largest distance in strides.
-        score_threshold, nms_threshold, topk_candidates, max_detections: of the predictions.
-        mean, std: input normalisation; None means the body's own.
+    Options are those of :class:`GFLOptions`.
     """
 
     regions: ClassVar[tuple[str, ...]] = ("main", "vlr")
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        backbone: str = "resnet50",
-        *,
-        backbone_weights: str | None = None,
-        backbone_options: Mapping[str, Any] | None = None,
-        frozen_norm: bool = False,
-        neck_channels: int = 256,
-        p6_from: str = "p5",
-        head_convs: int = 4,
-        reg_max: int = 16,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.6,
-        topk_candidates: int = 1000,
-        max_detections: int = 100,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
-        faults = Faults("gfl")
-        check_class_names(faults, class_names)
-        check_whole(faults, neck_channels=neck_channels, topk_candidates=topk_candidates, max_detections=max_detections)
-        check_whole(faults, reg_max=reg_max)
-        check_whole(faults, 0, head_convs=head_convs)
-        check_choice(faults, ("p5", "c5"), p6_from=p6_from)
-        check_fraction(faults, score_threshold=score_threshold, nms_threshold=nms_threshold)
-        faults.raise_as(ConfigError)
-        body = build_backbone(
-            backbone, (8, 16, 32), weights=backbone_weights, frozen_norm=frozen_norm, options=backbone_options
-        )
+    @with_options_of(GFLOptions)
+    def __init__(self, class_names: Sequence[str], backbone: str = "resnet50", **options: Any) -> None:
+        given = GFLOptions.checked("gfl", class_names=class_names, backbone=backbone, **options)
+        body = given.body((8, 16, 32))
         strides = list(ONE_STAGE_STRIDES.values())
         grid = AnchorGrid([(_ANCHOR_SCALE * stride,) for stride in strides], [(1.0,)] * len(strides), strides)
-        classes = len(class_names)
-        head = GFLHead(neck_channels, classes, head_convs, reg_max, len(strides))
-        names, bins = tuple(class_names), f"0 to {reg_max} strides"
-        layout = Layout("dense", "sigmoid", classes, 1, "sides", grid.points_key, names, bins)
-        model = DenseModel(one_stage_pyramid(body, neck_channels, p6_from), head)
-        super().__init__(model, grid, layout, class_names, mean or body.mean, std or body.std)
-        self._suppress = Suppression(score_threshold, nms_threshold, topk_candidates, max_detections)
+        head = GFLHead(given.neck_channels, len(given.class_names), given.head_convs, given.reg_max, len(strides))
+        model = DenseModel(one_stage_pyramid(body, given.neck_channels, given.p6_from), head)
+        super().__init__(given, body, model, grid, regression="sides", bins=f"0 to {given.reg_max} strides")
 
     def tower(self, head: Any, branch: Branch) -> Tower:
         """See :meth:`DenseDetector.tower`."""
         if branch == "classification":
             return Tower(list(head.classification), lambda maps, _: head.classify(maps))
-        return Tower(list(head.regression), head.localise)
+        return Tower(list(head.regression), head.localize)
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Move the four sides ``(..., M, 4)`` away from the points of ``anchors (M, 4)``."""
@@ -154,11 +118,6 @@ class GFL(DenseDetector):
             "bbox_distribution": _DISTRIBUTION_WEIGHT * (nearness * share).sum(),
         }
 
-    def select(self, heads: dict[str, Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        """The best boxes of each class; see :class:`Suppression`."""
-        boxes = self.decode(heads["bbox_regression"], torch.cat(anchors))
-        return self._suppress(heads["cls_logits"].sigmoid(), boxes, [len(level) for level in anchors], sizes)
-
 
 class GFLHead(nn.Module):
     """Two branches of convolutions, shared by all levels, and a learned factor for the distributions of each level.
@@ -185,15 +144,15 @@ class GFLHead(nn.Module):
     def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
         """Rows of all levels, from maps ``(N, C, H, W)``."""
         classes = self.classify([self.classification(level) for level in levels])
-        return classes | self.localise([self.regression(level) for level in levels], range(len(levels)))
+        return classes | self.localize([self.regression(level) for level in levels], range(len(levels)))
 
     def classify(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
         """Rows of logits, from the last maps of the branch."""
-        return {"cls_logits": _rows([self.cls_logits(one) for one in maps])}
+        return {"cls_logits": _rows([self.cls_logits(level) for level in maps])}
 
-    def localise(self, maps: Sequence[Tensor], places: Sequence[int]) -> dict[str, Tensor]:
+    def localize(self, maps: Sequence[Tensor], places: Sequence[int]) -> dict[str, Tensor]:
         """Rows of distributions and their expected values, from the last maps of the branch on these levels."""
-        sides = [self.scales[place] * self.bbox_distribution(one) for place, one in zip(places, maps, strict=True)]
+        sides = [self.scales[place] * self.bbox_distribution(level) for place, level in zip(places, maps, strict=True)]
         distribution = full_precision(_rows(sides))
         return {
             "bbox_distribution": distribution,
@@ -206,11 +165,11 @@ def _branch(channels: int, convs: int) -> nn.Sequential:
 
 
 def _rows(maps: list[Tensor]) -> Tensor:
-    return torch.cat([one.permute(0, 2, 3, 1).flatten(1, 2) for one in maps], dim=1)
+    return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1)
 
 
 def _points(anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres ``(M, 2)`` and strides ``(M, 1)``."""
+    """Centers ``(M, 2)`` and strides ``(M, 1)``."""
     return (anchors[:, :2] + anchors[:, 2:]) / 2, (anchors[:, 2:3] - anchors[:, :1]) / _ANCHOR_SCALE
 
 

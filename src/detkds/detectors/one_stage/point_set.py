@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-CONVERSIONS = ("moment", "minmax", "partial_minmax")
+Conversion = Literal["moment", "minmax", "partial_minmax"]
+"""How points become a box."""
 
 _PARTIAL = 4
 """Points that span the box of ``partial_minmax``; the others are free."""
@@ -30,9 +33,9 @@ def moment_boxes(points: Tensor, transfer: Tensor) -> Tensor:
     ``transfer (2,)`` is of width and height; the deviation is the unbiased one. The gradient is finite where all
     points of a set are equal.
     """
-    centre = points.mean(-2)
+    center = points.mean(-2)
     half = points.std(-2) * transfer.exp()
-    return torch.cat((centre - half, centre + half), dim=-1)
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 class PointsToBoxes(nn.Module):
@@ -42,7 +45,7 @@ class PointsToBoxes(nn.Module):
         conversion: ``minmax``, ``partial_minmax`` or ``moment``, which learns its two transfer parameters.
     """
 
-    def __init__(self, conversion: str) -> None:
+    def __init__(self, conversion: Conversion) -> None:
         super().__init__()
         self.conversion = conversion
         self.transfer = nn.Parameter(torch.zeros(2)) if conversion == "moment" else None

@@ -12,8 +12,8 @@ from torchvision.ops import DeformConv2d
 from torchvision.ops.misc import Conv2dNormActivation
 
 from detkds.detectors.one_stage.dense import head_norm
-from detkds.detectors.one_stage.point_set import PointsToBoxes, scale_gradient
-from detkds.detectors.pyramid import full_precision
+from detkds.detectors.one_stage.point_set import Conversion, PointsToBoxes, scale_gradient
+from detkds.precision import full_precision
 
 NUM_POINTS = 9
 """Points of a set: one for each tap of a 3 x 3 kernel."""
@@ -38,13 +38,13 @@ class RepPointsHead(nn.Module):
     Args:
         channels: of every level and of the towers.
         classes: foreground classes.
-        convs: 3 x 3 convolutions, each with group normalisation, in each tower.
-        conversion: how points become a box; one of :data:`detkds.detectors.one_stage.point_set.CONVERSIONS`.
+        convs: 3 x 3 convolutions, each with group normalization, in each tower.
+        conversion: how points become a box.
     """
 
     taps: Tensor
 
-    def __init__(self, channels: int, classes: int, convs: int, conversion: str) -> None:
+    def __init__(self, channels: int, classes: int, convs: int, conversion: Conversion) -> None:
         super().__init__()
         self.class_tower = _tower(channels, convs)
         self.point_tower = _tower(channels, convs)
@@ -76,7 +76,7 @@ class RepPointsHead(nn.Module):
         """
         outputs = [self._level(level) for level in levels]
         logits, initial, refined = (
-            torch.cat([full_precision(one).flatten(2).transpose(-1, -2) for one in group], dim=1)
+            torch.cat([full_precision(rows).flatten(2).transpose(-1, -2) for rows in group], dim=1)
             for group in zip(*outputs, strict=True)
         )
         return {
@@ -100,7 +100,7 @@ class RepPointsHead(nn.Module):
 
 
 def kernel_taps() -> Tensor:
-    """Where the taps of a 3 x 3 kernel lie around its centre: ``(1, 18, 1, 1)``, y before x for each tap in turn."""
+    """Where the taps of a 3 x 3 kernel lie around its center: ``(1, 18, 1, 1)``, y before x for each tap in turn."""
     side = torch.arange(-1.0, 2.0)
     return torch.cartesian_prod(side, side).view(1, 2 * NUM_POINTS, 1, 1)
 

@@ -21,7 +21,7 @@ BODY = re.compile(r"^model\.(backbone|conv_encoder)\.(conv_encoder\.)?(model|bac
 _NARROW = re.compile(r"^narrow([1-9]\d*)$")
 _CLASSIFIER = re.compile(r"(class_embed(\.\d+)?|class_labels_classifier|enc_score_head)$")
 _QUERIES = re.compile(r"(query_\w+_embeddings|patterns)$")
-_OURS = ("num_labels", "id2label", "label2id")
+_FROM_CLASS_NAMES = ("num_labels", "id2label", "label2id")
 
 
 def library() -> Any:
@@ -50,8 +50,12 @@ def check_config(family: Family, config: Mapping[str, Any]) -> list[str]:
     """One line per key that the family's configuration does not know, or that follows from the class names."""
     configuration = library_class(family, "Config")
     known = {field.name for field in dataclasses.fields(configuration)} | set(configuration.attribute_map)
-    faults = [f"config: {unknown_name('key', key, known - set(_OURS))}" for key in config if key not in known]
-    return faults + [f"config: {key} follows from class_names; leave it out" for key in config if key in _OURS]
+    faults = [
+        f"config: {unknown_name('key', key, known - set(_FROM_CLASS_NAMES))}" for key in config if key not in known
+    ]
+    return faults + [
+        f"config: {key} follows from class_names; leave it out" for key in config if key in _FROM_CLASS_NAMES
+    ]
 
 
 def new_model(
@@ -64,8 +68,8 @@ def new_model(
 ) -> Any:
     """A model with random weights, its body's from timm where ``backbone_weights`` says so.
 
-    The library initialises what it is going to load weights over. Here the model is to be trained from scratch:
-    convolutions and batch normalisation start as torch starts them (the library draws the RT-DETR line's scales around
+    The library initializes what it is going to load weights over. Here the model is to be trained from scratch:
+    convolutions and batch normalization start as torch starts them (the library draws the RT-DETR line's scales around
     0), the DETR line's transformer starts with Xavier's weights and queries that differ (Carion et al. 2020, arXiv
     2005.12872, section 4; the library draws both with a deviation of 0.02), what starts at 0 stays there, and a
     sigmoid head starts at a probability of 0.01 (Lin et al. 2017, arXiv 1708.02002, section 3.3).
@@ -133,7 +137,7 @@ def load_model(
     if family.features == "maps":
         settings.setdefault("freeze_backbone_batch_norms", frozen)
     try:
-        model, found = library_class(family, "ForObjectDetection").from_pretrained(
+        model, report = library_class(family, "ForObjectDetection").from_pretrained(
             source,
             **settings,
             **_labels(class_names),
@@ -143,7 +147,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"pretrained: {source} cannot be loaded: {_first_line(error)}") from error
     _check_dilation(settings, model.config)
-    missing = [key for key in found["missing_keys"] if not key.endswith("num_batches_tracked")]
+    missing = [key for key in report["missing_keys"] if not key.endswith("num_batches_tracked")]
     if missing:
         raise WeightsError(f"pretrained: {source} lacks {len(missing)} tensors: {', '.join(sorted(missing)[:10])}")
     if not frozen:
@@ -151,7 +155,7 @@ def load_model(
     return model.train()
 
 
-def stored_normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def stored_normalization(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and deviation that a pretrained model's image processor says, or None where it has none."""
     library()
     from transformers.image_processing_base import ImageProcessingMixin
@@ -168,7 +172,7 @@ def stored_normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def thaw(model: nn.Module) -> None:
-    """Train the whole body: batch normalisation instead of the library's fixed one, no fixed stage."""
+    """Train the whole body: batch normalization instead of the library's fixed one, no fixed stage."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("FrozenBatchNorm2d"):
@@ -199,7 +203,7 @@ def _body_config(
     if body.channels_last or (replaced and any(isinstance(m, BatchNormAct2d) for m in body.network.modules())):
         raise ConfigError(
             f"backbone {name}: the transformers library cannot use it in this detector; choose one with maps "
-            f"(N, C, H, W) and plain batch normalisation, such as resnet50"
+            f"(N, C, H, W) and plain batch normalization, such as resnet50"
         )
     config = {
         "model_type": "timm_backbone",
@@ -231,16 +235,16 @@ def _labels(class_names: Sequence[str]) -> dict[str, Any]:
 def _class_fault(source: str, stored: Mapping[str, Any], class_names: Sequence[str]) -> str | None:
     """Why a stored model's classes are not these, or None; names that say nothing are not compared."""
     labels = stored.get("id2label") or {}
-    theirs = [str(labels[key]) for key in sorted(labels, key=int)]
-    count = len(theirs) or int(stored.get("num_labels", 2))
+    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    count = len(names) or int(stored.get("num_labels", 2))
     if count != len(class_names):
-        shown = f" ({', '.join(theirs[:5])}{', ...' if count > 5 else ''})" if theirs else ""
+        shown = f" ({', '.join(names[:5])}{', ...' if count > 5 else ''})" if names else ""
         return (
             f"class_names: {source} knows {count} classes{shown}, got {len(class_names)}; name them all, "
             f"or set new_head: true to train new class layers"
         )
-    if sorted(theirs) == sorted(class_names) and theirs != list(class_names):
-        return f"class_names: expected the order of {source}: {', '.join(theirs)}; got {', '.join(class_names)}"
+    if sorted(names) == sorted(class_names) and names != list(class_names):
+        return f"class_names: expected the order of {source}: {', '.join(names)}; got {', '.join(class_names)}"
     return None
 
 

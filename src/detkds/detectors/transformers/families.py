@@ -36,7 +36,7 @@ class Family:
         activation: how class logits become probabilities.
         square: whether its windows are in order on square batches alone.
         distribution: whether boxes come with a distribution over the distance of each side.
-        mean, std: input normalisation, unless that of a pretrained model is stored beside it.
+        mean, std: input normalization, unless that of a pretrained model is stored beside it.
     """
 
     prefix: str

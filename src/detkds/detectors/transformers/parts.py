@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from detkds.detectors.pyramid import full_precision
+from detkds.detectors.base import evaluating
 from detkds.errors import ConfigError
+from detkds.precision import full_precision
 from detkds.structures import Target
 
 _LOSS = re.compile(r"^(loss_[a-z]+?)(_aux_\d+|_\d+|_dn_\d+|_enc)?$")
@@ -64,11 +65,9 @@ def body_strides(model: Any) -> list[int]:
     """
     body, side = model.model.backbone, 128
     body = getattr(body, "conv_encoder", body)
-    blank, training = torch.zeros(1, 3, side, side), body.training
-    with torch.no_grad():
-        maps = body.eval()(blank, valid_pixels(torch.tensor([[side, side]]), (side, side)))
-    body.train(training)
-    cells = [one.shape[-1] for one, _ in maps]
+    with evaluating(body), torch.no_grad():
+        maps = body(torch.zeros(1, 3, side, side), valid_pixels(torch.tensor([[side, side]]), (side, side)))
+    cells = [features.shape[-1] for features, _ in maps]
     if any(side % count for count in cells):
         raise ConfigError(
             f"config: expected a body whose strides are powers of 2; {side} pixels give it maps of "
@@ -83,7 +82,7 @@ def projected_maps(model: Any, features: str) -> Iterator[list[Tensor]]:
     maps: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        maps.extend(one for one, _ in (output if isinstance(output, list) else [output]))
+        maps.extend(features for features, _ in (output if isinstance(output, list) else [output]))
 
     if features != "projector":
         yield maps

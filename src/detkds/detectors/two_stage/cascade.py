@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
+from detkds.detectors.two_stage.options import TwoStageOptions
 from detkds.detectors.two_stage.region_rows import Rows
 from detkds.detectors.two_stage.regions import (
     DELTA_WEIGHTS,
     POSITIVE_IOU,
     RegionHead,
-    RegionOptions,
     RegionStage,
     Sizes,
 )
@@ -41,7 +41,7 @@ class CascadeHead(RegionHead):
     stage's are those at the boxes it was given.
     """
 
-    def __init__(self, options: RegionOptions) -> None:
+    def __init__(self, options: TwoStageOptions) -> None:
         super().__init__(options)
         self.coder: Any = BoxCoder(DELTA_WEIGHTS)
         stages = []
@@ -68,11 +68,11 @@ class CascadeHead(RegionHead):
             if number:
                 boxes = self._handed_on(refined, boxes, image_sizes)
                 rows = Rows.assign(boxes, targets, STAGE_IOU[number]).without(first.objects).limited(self.sampler)
-            found, deltas = stage(features, rows.boxes)
-            for name, loss in stage.losses(features, found, deltas, rows, targets).items():
+            scores, deltas = stage(features, rows.boxes)
+            for name, loss in stage.losses(features, scores, deltas, rows, targets).items():
                 losses[f"{name}_{number + 1}"] = share * loss
             asked = torch.cat(rows.objects).logical_not() if number else slice(None)
-            logits.append(found[asked])
+            logits.append(scores[asked])
             refined = stage.coder.decode_single(deltas[asked], torch.cat(boxes))
         return first, self._response(logits, refined, first.boxes), losses
 
@@ -83,8 +83,8 @@ class CascadeHead(RegionHead):
         for number, stage in enumerate(self.stages):
             if number:
                 boxes = self._handed_on(refined, boxes, image_sizes)
-            found, deltas = stage(features, boxes)
-            logits.append(found)
+            scores, deltas = stage(features, boxes)
+            logits.append(scores)
             refined = stage.coder.decode_single(deltas, torch.cat(boxes))
         return self._response(logits, refined, proposals)
 
@@ -94,8 +94,11 @@ class CascadeHead(RegionHead):
 
     def _handed_on(self, refined: Tensor, boxes: list[Tensor], image_sizes: Sizes) -> list[Tensor]:
         """Refined boxes ``(R, 4)`` image by image without gradient, cut to the image, no side under a pixel."""
-        parts = refined.detach().split([len(one) for one in boxes])
-        return [_with_area(clip_boxes_to_image(one, size)) for one, size in zip(parts, image_sizes, strict=True)]
+        parts = refined.detach().split([len(image_boxes) for image_boxes in boxes])
+        return [
+            _with_area(clip_boxes_to_image(image_boxes, size))
+            for image_boxes, size in zip(parts, image_sizes, strict=True)
+        ]
 
     def _response(self, logits: list[Tensor], refined: Tensor, proposals: list[Tensor]) -> RegionResponse:
         mean = torch.stack(logits).mean(0)

@@ -12,15 +12,14 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from detkds.detectors.backbones import build_backbone
 from detkds.detectors.base import Detector
-from detkds.detectors.options import check_class_names, check_fraction, check_numbers, check_whole
 from detkds.detectors.pyramid import TWO_STAGE_STRIDES, two_stage_pyramid
-from detkds.detectors.two_stage.masks import MaskOptions, paste
+from detkds.detectors.two_stage.masks import paste
+from detkds.detectors.two_stage.options import MaskOptions, TwoStageOptions
 from detkds.detectors.two_stage.proposals import ProposalNetwork
 from detkds.detectors.two_stage.region_rows import Rows
-from detkds.detectors.two_stage.regions import POSITIVE_IOU, RegionHead, RegionOptions
-from detkds.errors import ConfigError, DataError, Faults
+from detkds.detectors.two_stage.regions import POSITIVE_IOU, RegionHead
+from detkds.errors import DataError
 from detkds.structures import (
     Batch,
     Detections,
@@ -47,106 +46,34 @@ class TwoStageDetector(Detector):
 
     Args:
         name: what it is called in configurations and errors.
-        class_names: one name per class, in label order.
+        options: checked ones.
         region_head: builds the second stage.
-        masks: the mask branch; None for boxes alone.
-        backbone: ``narrow<W>`` or a timm model with maps at strides 4, 8, 16 and 32.
-        backbone_weights: None, ``"pretrained"`` or a file or URL.
-        backbone_options: further arguments of the timm model.
-        frozen_norm: fixed batch normalisation in the body.
-        neck_channels: channels of the pyramid.
-        representation: width of the two fully connected layers over a region.
-        roi_resolution: cells per side that a region is pooled to; most of a pass on a CPU goes there.
-        roi_canonical_size: square root of the area in pixels of regions that are pooled from p4.
-        anchor_scales: sides of the anchors in strides, cut to whole pixels.
-        anchor_ratios: heights over widths.
-        rpn_samples, roi_samples: anchors and proposals per image that the losses are taken over.
-        rpn_pre_nms, rpn_post_nms: proposals per image before (for each level) and after suppression, while training.
-        rpn_pre_nms_predict, rpn_post_nms_predict: the same for predictions.
-        score_threshold, nms_threshold, max_detections: of the predictions.
-        mean, std: input normalisation; None means the body's own.
     """
 
     def __init__(
-        self,
-        name: str,
-        class_names: Sequence[str],
-        region_head: Callable[[RegionOptions], RegionHead],
-        masks: MaskOptions | None,
-        /,
-        *,
-        backbone: str,
-        backbone_weights: str | None = None,
-        backbone_options: Mapping[str, Any] | None = None,
-        frozen_norm: bool = False,
-        neck_channels: int = 256,
-        representation: int = 1024,
-        roi_resolution: int = 7,
-        roi_canonical_size: int = 224,
-        anchor_scales: Sequence[float] = (8.0,),
-        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        rpn_samples: int = 256,
-        roi_samples: int = 512,
-        rpn_pre_nms: int = 2000,
-        rpn_post_nms: int = 2000,
-        rpn_pre_nms_predict: int = 1000,
-        rpn_post_nms_predict: int = 1000,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        self, name: str, options: TwoStageOptions, region_head: Callable[[TwoStageOptions], RegionHead]
     ) -> None:
-        faults = Faults(name)
-        check_class_names(faults, class_names)
-        check_whole(
-            faults,
-            neck_channels=neck_channels,
-            representation=representation,
-            roi_resolution=roi_resolution,
-            roi_canonical_size=roi_canonical_size,
-            rpn_samples=rpn_samples,
-            roi_samples=roi_samples,
-            rpn_pre_nms=rpn_pre_nms,
-            rpn_post_nms=rpn_post_nms,
-            rpn_pre_nms_predict=rpn_pre_nms_predict,
-            rpn_post_nms_predict=rpn_post_nms_predict,
-            max_detections=max_detections,
-        )
-        check_numbers(faults, anchor_scales=anchor_scales, anchor_ratios=anchor_ratios)
-        check_fraction(faults, score_threshold=score_threshold, nms_threshold=nms_threshold)
-        if masks is not None:
-            masks.check(faults)
-        faults.raise_as(ConfigError)
-        body = build_backbone(
-            backbone, (4, 8, 16, 32), weights=backbone_weights, frozen_norm=frozen_norm, options=backbone_options
-        )
-        super().__init__(class_names, mean or body.mean, std or body.std)
+        body = options.body((4, 8, 16, 32))
+        super().__init__(options.class_names, options.mean or body.mean, options.std or body.std)
         self.name = name
-        pyramid = two_stage_pyramid(body, neck_channels)
-        classes = len(class_names)
-        self.regions = region_head(
-            RegionOptions(
-                neck_channels, classes, representation, roi_resolution, roi_canonical_size, roi_samples, masks
-            )
-        )
-        self.proposals = ProposalNetwork(
-            neck_channels,
-            anchor_scales=anchor_scales,
-            anchor_ratios=anchor_ratios,
-            samples=rpn_samples,
-            pre_nms=(rpn_pre_nms, rpn_pre_nms_predict),
-            post_nms=(rpn_post_nms, rpn_post_nms_predict),
-        )
+        pyramid = two_stage_pyramid(body, options.neck_channels, options.norm_layer)
+        names = options.class_names
+        self.regions = region_head(options)
+        self.proposals = ProposalNetwork(options)
         parts = {"backbone": pyramid, "rpn": self.proposals.module, "roi_heads": self.regions.module}
         self.model: Any = nn.ModuleDict(parts)
         self.info = DetectorInfo(
-            {level: FeatureSpec(neck_channels, stride) for level, stride in TWO_STAGE_STRIDES.items()},
-            Layout("region", "softmax", classes, 1, "deltas", class_names=tuple(class_names)),
-            masks is not None,
+            {level: FeatureSpec(options.neck_channels, stride) for level, stride in TWO_STAGE_STRIDES.items()},
+            Layout("region", "softmax", len(names), 1, "deltas", class_names=names),
+            isinstance(options, MaskOptions),
             regions=("main", "background"),
         )
-        self._select = partial(select_detections, score=score_threshold, nms_iou=nms_threshold, most=max_detections)
+        self._select = partial(
+            select_detections,
+            score=options.score_threshold,
+            nms_iou=options.nms_threshold,
+            most=options.max_detections,
+        )
 
     def draw_from(self, generator: torch.Generator | None) -> None:
         """Draw the training samples from this generator instead of torch's global one."""
@@ -159,7 +86,7 @@ class TwoStageDetector(Detector):
         Raises:
             DataError: masks are to be learned and a target with objects has none.
         """
-        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        features: dict[str, Tensor] = self.model.backbone(self.normalize(batch))
         output = self.restore(DetectorOutput(features, batch.image_sizes, self.info.layout))
         if not self.training:
             return output
@@ -180,19 +107,19 @@ class TwoStageDetector(Detector):
 
     def predict(self, batch: Batch) -> list[Detections]:
         """Detections of each image; see :meth:`Detector.predict`."""
-        features: dict[str, Tensor] = self.model.backbone(self.normalise(batch))
+        features: dict[str, Tensor] = self.model.backbone(self.normalize(batch))
         sizes = _sizes(batch.image_sizes)
         proposals, _ = self.proposals(features, sizes, None)
         response = self.regions.respond(features, proposals, sizes)
-        found = self._select(response, [len(boxes) for boxes in proposals], sizes)
+        detections = self._select(response, [len(boxes) for boxes in proposals], sizes)
         if not self.info.masks:
-            return found
-        boxes = [one.boxes for one in found]
-        columns = torch.cat([one.labels for one in found]) + 1
-        masks = self.regions.masks(features, boxes, columns).split([len(one) for one in boxes])
+            return detections
+        boxes = [image.boxes for image in detections]
+        columns = torch.cat([image.labels for image in detections]) + 1
+        masks = self.regions.masks(features, boxes, columns).split([len(image_boxes) for image_boxes in boxes])
         return [
-            replace(one, masks=paste(probabilities, one.boxes, batch.images.shape[-2:]))
-            for one, probabilities in zip(found, masks, strict=True)
+            replace(image, masks=paste(probabilities, image.boxes, batch.images.shape[-2:]))
+            for image, probabilities in zip(detections, masks, strict=True)
         ]
 
     def restore(self, output: DetectorOutput) -> DetectorOutput:
@@ -240,7 +167,7 @@ def select_detections(
         score: classes of a region below it are left out.
         nms_iou: of two boxes of a class that overlap more, the better stays.
     """
-    found = []
+    detections = []
     probabilities = functional.softmax(response.logits, 1)[:, 1:]
     boxes = response.boxes.transpose(1, 2)[:, 1:]
     parts = _per_image(probabilities, counts), _per_image(boxes, counts), image_sizes
@@ -250,8 +177,8 @@ def select_detections(
         large = remove_small_boxes(corners, _SMALLEST_SIDE_PX)
         corners, scores, labels = corners[large], scores[large], labels[large]
         best = batched_nms(corners, scores, labels, nms_iou)[:most]
-        found.append(Detections(corners[best], scores[best], labels[best]))
-    return found
+        detections.append(Detections(corners[best], scores[best], labels[best]))
+    return detections
 
 
 def _per_image(rows: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:

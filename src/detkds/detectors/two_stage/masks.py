@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
@@ -12,35 +11,17 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import roi_align
 
-from detkds.detectors.options import check_whole
-from detkds.errors import Faults
+from detkds.detectors.two_stage.options import MaskOptions
 
 _MOST_PIXELS = 2**24
 """Pixels of whole-image masks held as numbers at once; more are handled a few masks at a time."""
 
 
-@dataclass(frozen=True)
-class MaskOptions:
-    """The mask branch of a region head.
-
-    Attributes:
-        resolution: cells per side that a region is pooled to; its mask has twice as many.
-        convs: 3 x 3 convolutions before the mask is enlarged; channels: of each.
-    """
-
-    resolution: int
-    convs: int
-    channels: int
-
-    def check(self, faults: Faults) -> None:
-        """Record what cannot be built, under the names that users give."""
-        check_whole(faults, mask_resolution=self.resolution, mask_channels=self.channels)
-        check_whole(faults, minimum=0, mask_convs=self.convs)
-
-    def build(self, inputs: int, columns: int) -> tuple[nn.Module, nn.Module]:
-        """torchvision's head and predictor: ``(R, inputs, m, m)`` to ``(R, columns, 2 m, 2 m)`` logits."""
-        head = MaskRCNNHeads(inputs, [self.channels] * self.convs, dilation=1)
-        return head, MaskRCNNPredictor(self.channels if self.convs else inputs, self.channels, columns)
+def mask_branch(options: MaskOptions) -> tuple[nn.Module, nn.Module]:
+    """torchvision's head and predictor: ``(R, C, m, m)`` to ``(R, K+1, 2 m, 2 m)`` logits."""
+    inputs, channels, convs = options.neck_channels, options.mask_channels, options.mask_convs
+    head = MaskRCNNHeads(inputs, [channels] * convs, dilation=1, norm_layer=options.norm_layer)
+    return head, MaskRCNNPredictor(channels if convs else inputs, channels, len(options.class_names) + 1)
 
 
 def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from detkds.detectors.matching import BACKGROUND, IGNORED, Objects, match_by_iou
-from detkds.detectors.pyramid import TWO_STAGE_STRIDES, AnchorGrid, full_precision
+from detkds.detectors.pyramid import TWO_STAGE_STRIDES, AnchorGrid
+from detkds.detectors.two_stage.options import TwoStageOptions
 from detkds.detectors.two_stage.sampling import Sampler
+from detkds.precision import full_precision
 from detkds.structures import Target
 
 _FOREGROUND_IOU, _BACKGROUND_IOU, _NMS_IOU = 0.7, 0.3, 0.7
@@ -26,36 +28,19 @@ class ProposalNetwork:
         sampler: draws the anchors that the losses are taken over.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        anchor_scales: Sequence[float],
-        anchor_ratios: Sequence[float],
-        samples: int,
-        pre_nms: tuple[int, int],
-        post_nms: tuple[int, int],
-    ) -> None:
-        """The counts of proposals before (for each level) and after suppression are for training and for predictions.
-
-        Args:
-            channels: of every level.
-            anchor_scales: sides of the anchors in strides, cut to whole pixels; anchor_ratios: heights over widths.
-            samples: anchors per image that the losses are taken over.
-        """
+    def __init__(self, options: TwoStageOptions) -> None:
         strides = list(TWO_STAGE_STRIDES.values())
-        sizes = [tuple(max(1, int(scale * stride)) for scale in anchor_scales) for stride in strides]
-        self.grid = AnchorGrid(sizes, [tuple(map(float, anchor_ratios))] * len(strides), strides)
-        self.sampler = Sampler(samples, _POSITIVE_SHARE)
+        self.grid = AnchorGrid.scaled(options.anchor_scales, options.anchor_ratios, strides)
+        self.sampler = Sampler(options.rpn_samples, _POSITIVE_SHARE)
         self.module: Any = RegionProposalNetwork(
             self.grid.generator,
-            RPNHead(channels, self.grid.per_cell),
+            RPNHead(options.neck_channels, self.grid.per_cell, conv_depth=options.rpn_convs),
             _FOREGROUND_IOU,
             _BACKGROUND_IOU,
-            samples,
+            options.rpn_samples,
             _POSITIVE_SHARE,
-            dict(zip(("training", "testing"), pre_nms, strict=True)),
-            dict(zip(("training", "testing"), post_nms, strict=True)),
+            {"training": options.rpn_pre_nms, "testing": options.rpn_pre_nms_predict},
+            {"training": options.rpn_post_nms, "testing": options.rpn_post_nms_predict},
             _NMS_IOU,
         )
         self.module.fg_bg_sampler = self.sampler

@@ -39,7 +39,7 @@ class Rows:
 
         Rows below ``iou`` are background, or left out where they lie mostly in a crowd region.
         """
-        parts = [_assign(one, target, iou) for one, target in zip(boxes, targets, strict=True)]
+        parts = [_assign(image_boxes, target, iou) for image_boxes, target in zip(boxes, targets, strict=True)]
         return cls(*(list(column) for column in zip(*parts, strict=True)))
 
     def drawn(self, sampler: Sampler) -> Rows:
@@ -49,15 +49,17 @@ class Rows:
     def limited(self, sampler: Sampler) -> Rows:
         """All rows, those that the sampler does not draw left out of the losses."""
         drawn = self._draw(sampler)
-        labels = [one.masked_fill(~keep, LEFT_OUT) for one, keep in zip(self.labels, drawn, strict=True)]
+        labels = [
+            image_labels.masked_fill(~keep, LEFT_OUT) for image_labels, keep in zip(self.labels, drawn, strict=True)
+        ]
         return replace(self, labels=labels)
 
     def without(self, rows: Sequence[Tensor]) -> Rows:
         """All rows, the marked ones among the first of each image ``(r_i,)`` bool left out of the losses."""
         labels = []
-        for one, marked in zip(self.labels, rows, strict=True):
-            more = marked.new_zeros(len(one) - len(marked))
-            labels.append(one.masked_fill(torch.cat((marked, more)), LEFT_OUT))
+        for image_labels, marked in zip(self.labels, rows, strict=True):
+            more = marked.new_zeros(len(image_labels) - len(marked))
+            labels.append(image_labels.masked_fill(torch.cat((marked, more)), LEFT_OUT))
         return replace(self, labels=labels)
 
     def positives(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -86,7 +88,7 @@ class Rows:
 
     def _where(self, masks: Sequence[Tensor]) -> Rows:
         columns = (self.boxes, self.matched, self.labels, self.objects)
-        return Rows(*([one[mask] for one, mask in zip(column, masks, strict=True)] for column in columns))
+        return Rows(*([values[mask] for values, mask in zip(column, masks, strict=True)] for column in columns))
 
 
 def _assign(boxes: Tensor, target: Target, iou: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

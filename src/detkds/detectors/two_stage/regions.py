@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from detkds.detectors.pyramid import TWO_STAGE_STRIDES, full_precision
-from detkds.detectors.two_stage.masks import MaskOptions, crop_masks, mask_loss
+from detkds.detectors.pyramid import TWO_STAGE_STRIDES
+from detkds.detectors.two_stage.masks import crop_masks, mask_branch, mask_loss
+from detkds.detectors.two_stage.options import MaskOptions, TwoStageOptions
 from detkds.detectors.two_stage.region_rows import BACKGROUND, LEFT_OUT, Rows
 from detkds.detectors.two_stage.sampling import Sampler
+from detkds.precision import full_precision
 from detkds.structures import RegionResponse, Target
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -33,28 +34,6 @@ Sizes = Sequence[tuple[int, int]]
 """Height and width of each image's valid area in pixels."""
 
 
-@dataclass(frozen=True)
-class RegionOptions:
-    """What every region head is built from.
-
-    Attributes:
-        channels: of the pyramid's levels; classes: without the background.
-        representation: width of the two fully connected layers over a region.
-        resolution: cells per side that a region is pooled to.
-        canonical_size: square root of the area in pixels of regions that are pooled from p4.
-        samples: regions per image that the losses are taken over.
-        masks: of the mask branch; None where there is none.
-    """
-
-    channels: int
-    classes: int
-    representation: int
-    resolution: int
-    canonical_size: int
-    samples: int
-    masks: MaskOptions | None = None
-
-
 class RegionStage(nn.Module):
     """Classes, deltas and, where asked for, masks of regions; parts and names are torchvision's.
 
@@ -67,29 +46,29 @@ class RegionStage(nn.Module):
 
     def __init__(
         self,
-        options: RegionOptions,
+        options: TwoStageOptions,
         *,
         shared_box: bool = False,
         weights: tuple[float, float, float, float] = DELTA_WEIGHTS,
         beta: float = 1 / 9,
     ) -> None:
         super().__init__()
-        columns = options.classes + 1
+        columns = len(options.class_names) + 1
         self.coder: Any = BoxCoder(weights)
         self.beta = beta
-        self.pool = _region_pool(options.resolution, options.canonical_size)
-        self.box_head = TwoMLPHead(options.channels * options.resolution**2, options.representation)
+        self.pool = _region_pool(options.roi_resolution, options.roi_canonical_size)
+        self.box_head = box_head(options)
         self.box_predictor = FastRCNNPredictor(options.representation, columns)
         if shared_box:
             self.box_predictor.bbox_pred = nn.Linear(options.representation, 4)
         self.mask_head: nn.Module | None = None
-        if options.masks is not None:
-            self.mask_pool = _region_pool(options.masks.resolution, options.canonical_size)
-            self.mask_head, self.mask_predictor = options.masks.build(options.channels, columns)
+        if isinstance(options, MaskOptions):
+            self.mask_pool = _region_pool(options.mask_resolution, options.roi_canonical_size)
+            self.mask_head, self.mask_predictor = mask_branch(options)
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits ``(R, K+1)`` and deltas ``(R, 4 (K+1))``, or ``(R, 4)`` with one box for all classes."""
-        pooled = _pooled(self.pool, features, boxes, self.box_head.fc6.weight.dtype)
+        pooled = _pooled(self.pool, features, boxes, next(self.box_head.parameters()).dtype)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         return full_precision(logits), full_precision(deltas)
 
@@ -109,9 +88,9 @@ class RegionStage(nn.Module):
         counted, positive = labels != LEFT_OUT, (labels > BACKGROUND).nonzero()[:, 0]
         total = int(counted.sum())
         column = labels[positive] if deltas.shape[1] > 4 else torch.zeros_like(positive)
-        found = deltas.view(len(deltas), deltas.shape[1] // 4, 4)[positive, column]
+        predicted = deltas.view(len(deltas), deltas.shape[1] // 4, 4)[positive, column]
         wanted = self.coder.encode_single(truth, boxes[positive])
-        distance = functional.smooth_l1_loss(found, wanted, beta=self.beta, reduction="sum")
+        distance = functional.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="sum")
         losses = {
             "loss_classifier": functional.cross_entropy(logits[counted], labels[counted])
             if total
@@ -120,12 +99,12 @@ class RegionStage(nn.Module):
         }
         if self.mask_head is not None:
             regions, matched = rows.positives()
-            found = self.masks(features, regions, labels[positive])
+            masks = self.masks(features, regions, labels[positive])
             crops = [
-                crop_masks(target["masks"], boxes, objects, found.shape[-1])
+                crop_masks(target["masks"], boxes, objects, masks.shape[-1])
                 for target, boxes, objects in zip(targets, regions, matched, strict=True)
             ]
-            losses["loss_mask"] = mask_loss(found, torch.cat(crops))
+            losses["loss_mask"] = mask_loss(masks, torch.cat(crops))
         return losses
 
 
@@ -139,8 +118,8 @@ class RegionHead(ABC):
 
     module: nn.Module
 
-    def __init__(self, options: RegionOptions) -> None:
-        self.sampler = Sampler(options.samples, _POSITIVE_SHARE)
+    def __init__(self, options: TwoStageOptions) -> None:
+        self.sampler = Sampler(options.roi_samples, _POSITIVE_SHARE)
 
     @abstractmethod
     def fit(
@@ -160,7 +139,7 @@ class RegionHead(ABC):
 class SingleHead(RegionHead):
     """One stage, a box for each class (Ren et al. 2015; masks: He et al. 2017, arXiv 1703.06870, section 3)."""
 
-    def __init__(self, options: RegionOptions) -> None:
+    def __init__(self, options: TwoStageOptions) -> None:
         super().__init__(options)
         self.module = self.stage = RegionStage(options)
 
@@ -190,6 +169,15 @@ class SingleHead(RegionHead):
         )
 
 
+def box_head(options: TwoStageOptions) -> nn.Module:
+    """torchvision's layers over a pooled region."""
+    channels, side, width = options.neck_channels, options.roi_resolution, options.representation
+    if options.box_convs:
+        convs = [channels] * options.box_convs
+        return FastRCNNConvFCHead((channels, side, side), convs, [width], options.norm_layer)
+    return TwoMLPHead(channels * side**2, width)
+
+
 def _region_pool(resolution: int, canonical_size: int) -> MultiScaleRoIAlign:
     """Pooling with the true strides; torchvision's infers them from the first batch it sees, padding left out."""
     pool = MultiScaleRoIAlign(_POOLED, resolution, _SAMPLING_RATIO, canonical_scale=canonical_size)
@@ -200,4 +188,4 @@ def _region_pool(resolution: int, canonical_size: int) -> MultiScaleRoIAlign:
 
 def _pooled(pool: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: list[Tensor], dtype: torch.dtype) -> Tensor:
     maps = {level: features[level].to(dtype) for level in _POOLED}
-    return pool(maps, [one.to(dtype) for one in boxes], [])
+    return pool(maps, [image_boxes.to(dtype) for image_boxes in boxes], [])

@@ -21,7 +21,7 @@ class Sampler:
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Masks of the positives and of the negatives drawn; labels ``(M,)`` are >= 1, 0, or -1 (never drawn)."""
-        chosen = [self._draw(one) for one in labels]
+        chosen = [self._draw(image_labels) for image_labels in labels]
         return [positive for positive, _ in chosen], [negative for _, negative in chosen]
 
     def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
