@@ -25,6 +25,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,18 @@ from detkds.data.coco import load_coco
 from detkds.data.digits import make_digits
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy
-from detkds.search.evaluators.population import PopulationEvaluator
 from detkds.search.halving import Halving
-from detkds.search.result import Result, State
+from detkds.search.result import Peers, State
 from detkds.search.space import draw, load_spaces
-from detkds.training.loop import Clock, train
-from detkds.training.member import Member, seeded
-from detkds.training.population import Setting
+from detkds.tasks.task import Task, TaskResult
+from detkds.tasks.trainer import Trainer
+from detkds.training.calibrate import calibrate, probe_terms, unit
+from detkds.training.loop import Clock, TrainingObserver, train
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import StudentTrainer, seeded
+from detkds.training.teacher import live
+
+SETUP = "search"
 
 
 def main() -> None:
@@ -51,9 +57,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        setting = make_setting(arguments, Path(folder), device)
-        policies = usable(setting, arguments.candidates, arguments.seed)
-        figures = measure_all(setting, policies, arguments)
+        setup = make_setup(arguments, Path(folder), device)
+        policies = usable(setup, arguments.candidates, arguments.seed)
+        figures = measure_all(setup, policies, arguments)
     report(figures, arguments)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -90,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def make_setting(arguments: argparse.Namespace, folder: Path, device: torch.device) -> Setting:
+def make_setup(arguments: argparse.Namespace, folder: Path, device: torch.device) -> TrainingSetup:
     """An untrained pair on digits; what a step costs does not depend on what the teacher knows."""
     paths = make_digits(folder, train=arguments.images, val=arguments.validation, size=arguments.size, seed=0)
     train_data, test_data = (load_coco(*split) for split in paths)
@@ -114,7 +120,7 @@ def make_setting(arguments: argparse.Namespace, folder: Path, device: torch.devi
         amp=arguments.amp,
         channels_last=arguments.channels_last,
     )
-    return Setting(
+    return TrainingSetup(
         teacher=teacher.requires_grad_(False),
         build_student=lambda seed, inherit: build(arguments.student, arguments.student_neck, seed),
         train_data=train_data,
@@ -125,52 +131,60 @@ def make_setting(arguments: argparse.Namespace, folder: Path, device: torch.devi
     )
 
 
-def usable(setting: Setting, count: int, seed: int) -> list[Policy]:
+def usable(setup: TrainingSetup, count: int, seed: int) -> list[Policy]:
     """Random policies of all kinds of knowledge in turn that the filter lets through."""
     rng = np.random.default_rng(seed)
     spaces = list(load_spaces("default", "gradient").values())
-    evaluator = PopulationEvaluator(setting)
-    found: list[Policy] = []
-    while len(found) < count:
-        space = spaces[len(found) % len(spaces)]
+    policies: list[Policy] = []
+    while len(policies) < count:
+        space = spaces[len(policies) % len(spaces)]
         policy = space.policy(draw(space, rng))
-        if isinstance(evaluator.screen([policy])[0], Policy):
-            found.append(policy)
-    return found
+        if screened(setup, [policy]):
+            policies.append(policy)
+    return policies
 
 
-def measure_all(setting: Setting, policies: list[Policy], arguments: argparse.Namespace) -> dict[str, Any]:
+def screened(setup: TrainingSetup, policies: list[Policy]) -> list[Policy]:
+    """Those that the filter lets through, with absolute weights."""
+    assert setup.teacher is not None
+    batches = [batch.to(setup.device) for batch in islice(setup.batches(0)(0), 4)]
+    student = setup.build_student(0, True).to(setup.device)
+    probes = probe_terms([term for policy in policies for term in policy], student, setup.teacher, batches, seed=0)
+    return [calibrate(policy, probes) for policy in policies if not any(probes[unit(t)].refusal(t) for t in policy)]
+
+
+def measure_all(setup: TrainingSetup, policies: list[Policy], arguments: argparse.Namespace) -> dict[str, Any]:
     """All parts, one after the other."""
-    _, _ = setting.store, setting.test_store
-    evaluator = PopulationEvaluator(setting, population=arguments.population)
+    setup.store.preload()
     now = time.process_time if arguments.cpu_time else time.perf_counter
-    timed(evaluator, policies[:1], 1, now)  # warms up
-    screened = [policy for policy in evaluator.screen(policies) if isinstance(policy, Policy)]
-    alone, alone_clock, together_clock = 0.0, Clock(now=now), Clock(now=now)
-    results: list[Result] = []
+    trainer = Trainer({SETUP: setup}, population=arguments.population)
+    timed(trainer, policies[:1], 1, now)  # warms up
+    ready = screened(setup, policies)
+    alone, alone_watch, together_watch = 0.0, watch(now), watch(now)
+    results: list[TaskResult] = []
     k = arguments.population
     for start in range(0, len(policies), k):
         chunk = slice(start, start + k)
-        for policy, ready in zip(policies[chunk], screened[chunk], strict=True):
-            seconds, found = timed(evaluator, [policy], 1, now)
+        for policy, calibrated in zip(policies[chunk], ready[chunk], strict=True):
+            seconds, own = timed(trainer, [policy], 1, now)
             alone += seconds
-            results += found
-            train_only(setting, [ready], alone_clock)
-        train_only(setting, screened[chunk], together_clock)
-    together, same = timed(evaluator, policies, k, now)
+            results += own
+            train_only(setup, [calibrated], alone_watch)
+        train_only(setup, ready[chunk], together_watch)
+    together, same = timed(trainer, policies, k, now)
     halving = Halving(tuple(arguments.rungs), eta=arguments.eta)
-    halver = PopulationEvaluator(setting, halving=halving)
+    halver = Trainer({SETUP: setup}, halving=halving)
     halved, pruned = timed(halver, policies, len(policies), now)
-    steps = alone_clock.steps
-    s, t, d = (seconds / steps for seconds in (alone_clock.students, alone_clock.teacher, alone_clock.data))
+    clock, steps = alone_watch.clock, alone_watch.clock.steps
+    s, t, d = (seconds / steps for seconds in (clock.students, clock.teacher, clock.data))
     bound = (s + t + d) / (s + (t + d) / k)
-    gained = busy(alone_clock) / busy(together_clock)
-    images = steps * setting.config.batch_size
+    gained = busy(clock) / busy(together_watch.clock)
+    images = steps * setup.config.batch_size
     return {
-        "setting": {key: value for key, value in vars(arguments).items() if key != "out"},
+        "setup": {key: value for key, value in vars(arguments).items() if key != "out"},
         "torch": torch.__version__,
         "milliseconds": {"student": 1000 * s, "teacher": 1000 * t, "data": 1000 * d},
-        "images_per_second": {"alone": images / busy(alone_clock), "together": images / busy(together_clock)},
+        "images_per_second": {"alone": images / busy(clock), "together": images / busy(together_watch.clock)},
         "bound": bound,
         "training": {"gain": gained, "of_bound": gained / bound},
         "candidates_per_hour": {
@@ -178,39 +192,49 @@ def measure_all(setting: Setting, policies: list[Policy], arguments: argparse.Na
             "together": 3600 * len(policies) / together,
             "halving": 3600 * len(policies) / halved,
         },
-        "same_aps": [one.ap for one in same] == [one.ap for one in results],
-        "epochs": sum(one.epochs for one in pruned) / len(policies) / arguments.epochs,
-        "pruned": sum(one.state is State.PRUNED for one in pruned),
+        "same_aps": [result.ap for result in same] == [result.ap for result in results],
+        "epochs": sum(result.epochs for result in pruned) / len(policies) / arguments.epochs,
+        "pruned": sum(result.state is State.PRUNED for result in pruned),
     }
 
 
+def watch(now: Callable[[], float]) -> TrainingObserver:
+    """Sums up the seconds of the trainings it is given to."""
+    observer = TrainingObserver()
+    observer.clock.now = now
+    return observer
+
+
 def timed(
-    evaluator: PopulationEvaluator, policies: list[Policy], population: int, now: Callable[[], float]
-) -> tuple[float, list[Result]]:
+    trainer: Trainer, policies: list[Policy], population: int, now: Callable[[], float]
+) -> tuple[float, list[TaskResult]]:
     """Seconds and results of one call."""
-    evaluator.population = population
+    trainer.population = population
+    peers = Peers() if trainer.halving is not None else None
+    tasks = {str(i): Task(SETUP, policy, 0, screened=True, peers=peers) for i, policy in enumerate(policies)}
     started = now()
-    results = evaluator.evaluate(policies)
-    return now() - started, results
+    results = {outcome.key: outcome.result for outcome in trainer.run(tasks)}
+    return now() - started, [results[key] for key in tasks]
 
 
-def train_only(setting: Setting, policies: list[Policy], clock: Clock) -> None:
-    """The parts of training alone, added to the clock."""
-    steps = setting.steps(epochs=setting.config.epochs)
-    members = [
-        Member(
+def train_only(setup: TrainingSetup, policies: list[Policy], observer: TrainingObserver) -> None:
+    """The parts of training alone, added to the observer's clock."""
+    assert setup.teacher is not None
+    steps = setup.steps(epochs=setup.config.epochs)
+    students = [
+        StudentTrainer(
             str(i),
-            setting.build_student(0, True),
+            setup.build_student(0, True),
             policy,
-            setting.teacher,
-            setting.config,
+            setup.teacher,
+            setup.config,
             steps,
             seed=0,
-            device=setting.device,
+            device=setup.device,
         )
         for i, policy in enumerate(policies)
     ]
-    train(members, setting.teacher, setting.batches(0), setting.config, device=setting.device, clock=clock)
+    train(students, setup.batches(0), setup.config, live(setup.teacher), observer=observer)
 
 
 def busy(clock: Clock) -> float:

@@ -32,8 +32,8 @@ from detkds.detectors import Detector, build_detector
 from detkds.distiller import Distiller
 from detkds.policy import Policy, load_policy
 from detkds.structures import Batch, DetectorOutput, Target
-from detkds.training.ask import ask
-from detkds.training.member import Member
+from detkds.training.student import StudentTrainer
+from detkds.training.teacher import teacher_forward
 
 TARGETS = {"detkds/global": 0.10, "detkds/one-stage": 0.25}
 """The most a policy may add, as a fraction of the student's step and the teacher's forward pass."""
@@ -49,23 +49,23 @@ def main() -> None:
     teacher = build_detector(arguments.detector, names, backbone=arguments.teacher, **options).eval()
     teacher.requires_grad_(False)
     batch = random_batch(arguments.batch_size, arguments.size, arguments.classes, arguments.objects)
-    answer = ask(teacher, batch)
+    answer = teacher_forward(teacher, batch)
     config = TrainConfig(batch_size=arguments.batch_size, warmup_steps=0, lr=1e-4)
 
-    def member(policy: Policy) -> Member:
+    def trainer(policy: Policy) -> StudentTrainer:
         student = build_detector(arguments.detector, names, backbone=arguments.student, **options)
         steps = 100 * arguments.repetitions
-        return Member(policy.name, student, policy, teacher, config, steps, seed=0, device=torch.device("cpu"))
+        return StudentTrainer(policy.name, student, policy, teacher, config, steps, seed=0, device=torch.device("cpu"))
 
-    members = {name: member(load_policy(name)) for name in arguments.policies}
+    trainers = {name: trainer(load_policy(name)) for name in arguments.policies}
     parts: dict[str, Callable[[], object]] = {
-        "student": partial(member(Policy()).train_step, batch, None),
-        "teacher": partial(ask, teacher, batch),
-        "teacher, features only": partial(ask, teacher, batch, responses=False),
-        **{name: partial(one.train_step, batch, answer) for name, one in members.items()},
+        "student": partial(trainer(Policy()).train_step, batch, None),
+        "teacher": partial(teacher_forward, teacher, batch),
+        "teacher, features only": partial(teacher_forward, teacher, batch, responses=False),
+        **{name: partial(one.train_step, batch, answer) for name, one in trainers.items()},
     }
     report(measure(parts, arguments), arguments.policies)
-    for one in members.values():
+    for one in trainers.values():
         report_terms(one.model.distiller.policy, one.student, teacher, answer, batch, arguments)
 
 

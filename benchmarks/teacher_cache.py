@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from detkds.policy import load_policy
-from detkds.runs.plan import load_run, make_plan
-from detkds.training.ask import ask
+from detkds.runs.plan import SEARCH, load_run, make_plan
 from detkds.training.batch_files import BatchFiles
-from detkds.training.fingerprint import fingerprint
-from detkds.training.member import Member
+from detkds.training.digests import fingerprint
+from detkds.training.student import StudentTrainer
+from detkds.training.teacher import teacher_forward
 from detkds.training.teacher_cache import Decision, TeacherCache
 
 ALWAYS = Decision("cached", "", 0.0, 0.0, 0.0, 1, 1, 0, 2)
@@ -53,25 +53,25 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         plan = make_plan(load_run(arguments.config, [*arguments.overrides, f"runs={folder}"]))
-        setting = plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
-        setting.store.preload()
+        setup = plan.setups[SEARCH]
+        setup.store.preload()
         teacher = plan.teacher.eval().requires_grad_(False)
-        files = BatchFiles(Path(folder), fingerprint(setting, 0), 10**12, print)
+        files = BatchFiles(Path(folder), fingerprint(setup, 0), 10**12, print)
         cache = TeacherCache(teacher, files, batches=1, populations=2, decision=ALWAYS)
         policy, student = load_policy(arguments.policy), plan.build_student(0, False)
-        one = Member("one", student, policy, teacher, setting.config, 1000, seed=0, device=plan.device)
-        batches = islice(setting.batches(0)(0), arguments.batches + 1)
+        trainer = StudentTrainer("student", student, policy, teacher, setup.config, 1000, seed=0, device=plan.device)
+        batches = islice(setup.batches(0)(0), arguments.batches + 1)
         for index in range(arguments.batches + 1):
             batch = timed("data", lambda: next(batches)).to(plan.device)
-            timed("forward", partial(ask, teacher, batch))
-            timed("forward, features only", partial(ask, teacher, batch, responses=False))
+            timed("forward", partial(teacher_forward, teacher, batch))
+            timed("forward, features only", partial(teacher_forward, teacher, batch, responses=False))
             output = timed("forward and write", partial(cache, 0, index, batch, True))
             timed("read", partial(cache, 0, index, batch, True))
             forget(files.path(0, index))
             timed("read from disk", partial(cache, 0, index, batch, True))
-            timed("student step", partial(one.train_step, batch, output))
+            timed("student step", partial(trainer.train_step, batch, output))
         report(times, plan.config.proxy.population)
-        print(f"{files.used / 1e6 / (arguments.batches + 1):.2f} MB for a batch of {setting.config.batch_size} images")
+        print(f"{files.used / 1e6 / (arguments.batches + 1):.2f} MB for a batch of {setup.config.batch_size} images")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -28,8 +28,8 @@ from detkds.config import TrainConfig
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy, load_policy
 from detkds.runs.pair_check import random_batch
-from detkds.training.ask import ask
-from detkds.training.member import Member
+from detkds.training.student import StudentTrainer
+from detkds.training.teacher import teacher_forward
 
 CLASSES = [f"class {number}" for number in range(20)]
 PARTS = ("student", "teacher", "both")
@@ -70,14 +70,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     if teacher is not None:
         teacher.eval().requires_grad_(False)
     if options.part == "teacher":
-        kept: Any = [ask(teacher, batch) for _ in range(STEPS)][-1]  # type: ignore[arg-type]
+        kept: Any = [teacher_forward(teacher, batch) for _ in range(STEPS)][-1]  # type: ignore[arg-type]
         del kept
     else:
         policy = Policy() if teacher is None else load_policy(options.policy)
         student = _detector(options.student, device)
-        member = Member("one", student, policy, teacher, TrainConfig(lr=1e-6), 100, seed=0, device=device)
+        trainer = StudentTrainer("student", student, policy, teacher, TrainConfig(lr=1e-6), 100, seed=0, device=device)
         for _ in range(STEPS):
-            member.train_step(batch, None if teacher is None else ask(teacher, batch))
+            trainer.train_step(batch, None if teacher is None else teacher_forward(teacher, batch))
     return {"peak": (_peak(device) - before) / 1e6, "weights": weights / 1e6}
 
 

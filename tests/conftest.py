@@ -145,4 +145,5 @@ def tiny_configuration(tiny_data: Path, folder: Path) -> dict[str, Any]:
         "final": {"seeds": [0, 1], "policies": ["pkd"]},
         "runs": str(folder / "runs"),
         "device": "cpu",
+        "executor": "inline",  # workers take seconds to start
     }

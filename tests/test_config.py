@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from detkds.config import RunConfig
+from detkds.config import RunConfig, Section, changes, effect_of
 from detkds.config_file import apply_overrides, load_config, parse_config
 from detkds.errors import ConfigError
 
@@ -148,3 +148,83 @@ def test_bad_amounts_of_augmentation_are_all_named() -> None:
     amounts = {"flip": 2, "hue": 0.6, "scale": [1.5, 1.0], "contrast": float("nan")}
     named = [line.split(":")[1].strip() for line in faults(changed(train={"augmentation": amounts}))]
     assert sorted(named) == [f"train.augmentation.{name}" for name in ("contrast", "flip", "hue", "scale")]
+
+
+# --------------------------------------------------------------------------------------------------------- changes
+
+
+def leaves(section: type[Section], prefix: str = "") -> list[tuple[type[Section], str, str]]:
+    """Every field that is no section itself, with the section it belongs to and its dotted key."""
+    found = []
+    for name, field in section.model_fields.items():
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
+        found += [(section, name, prefix + name)] if inner is None else leaves(inner, f"{prefix}{name}.")
+    return found
+
+
+def test_every_field_says_what_a_change_of_it_means() -> None:
+    unmarked = [
+        key
+        for section, name, key in leaves(RunConfig)
+        if not isinstance(section.model_fields[name].json_schema_extra, dict)
+    ]
+    assert not unmarked
+    effects = {key: effect_of(section, name) for section, name, key in leaves(RunConfig)}
+    assert set(effects.values()) == {"numbers", "budget", "speed"} and len(effects) > 80
+    assert effects["train.lr"] == effects["teacher.train.lr"] == effects["proxy.halving.eta"] == "numbers"
+    assert effects["search.single_budget"] == effects["final.seeds"] == "budget"
+    assert effects["data.train.annotations"] == effects["threads"] == effects["proxy.cache.disk_gb"] == "speed"
+
+
+def compared(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any, str]]:
+    """The changes between two configurations as they are kept, by key."""
+    first, second = (parse_config(data).model_dump(mode="json") for data in (before, now))
+    return {change.key: (change.before, change.now, change.effect) for change in changes(first, second)}
+
+
+def test_what_changed_is_told_field_by_field() -> None:
+    now = changed(
+        train={"lr": 0.5, "augmentation": {"flip": 0.25}, "workers": 2},
+        search={"single_budget": 30},
+        threads=4,
+    )
+    assert compared(LEAST, now) == {
+        "train.lr": (0.01, 0.5, "numbers"),
+        "train.augmentation.flip": (0.5, 0.25, "numbers"),
+        "train.workers": (0, 2, "speed"),
+        "search.single_budget": (20, 30, "budget"),
+        "threads": (1, 4, "speed"),
+    }
+    assert compared(now, now) == {}
+
+
+def test_a_section_that_comes_or_goes_is_another_experiment() -> None:
+    teacher = {**PAIR, "train": {"epochs": 3}}
+    [(key, change)] = compared(LEAST, changed(teacher=teacher)).items()
+    assert key == "teacher.train" and change[0] is None and change[1]["epochs"] == 3 and change[2] == "numbers"
+    halving = changed(proxy={"epochs": 9, "halving": {"rungs": [3]}})
+    assert compared(halving, changed(proxy={"epochs": 9}))["proxy.halving"][2] == "numbers"
+    other = changed(proxy={"epochs": 9, "halving": {"rungs": [4]}})
+    assert compared(halving, other) == {"proxy.halving.rungs": ([3], [4], "numbers")}
+    assert set(compared(LEAST, changed(teacher={**PAIR, "options": {"neck_channels": 8}}))) == {"teacher.options"}
+
+
+def test_a_record_of_an_older_version_lacks_fields_that_count_as_their_defaults() -> None:
+    now = parse_config(LEAST).model_dump(mode="json")
+    before = copy.deepcopy(now)
+    del before["train"]["augmentation"]["hue"], before["proxy"]["cache"], before["threads"]
+    assert changes(before, now) == []
+    now["threads"] = 3
+    [change] = changes(before, now)
+    assert (change.key, change.before, change.now) == ("threads", 1, 3)
+
+
+def test_where_the_data_lie_is_no_change_of_the_experiment() -> None:
+    def data(folder: str, **more: Any) -> dict[str, Any]:
+        split = {"annotations": f"{folder}/a.json", "images": folder}
+        return changed(data={"train": split, "test": split, **more})
+
+    assert {change[2] for change in compared(data("here"), data("there")).values()} == {"speed"}
+    assert compared(data("here"), data("here", size=96))["data.size"][2] == "numbers"
+    assert compared(LEAST, data("here"))["data.train"][2] == "numbers"

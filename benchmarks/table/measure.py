@@ -22,8 +22,9 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,16 @@ import torch
 
 import detkds
 from detkds.config import RunConfig
-from detkds.policy import Policy
-from detkds.runs.plan import Plan, load_run, make_plan
-from detkds.runs.teacher import prepare_teacher
-from detkds.search.evaluators.population import PopulationEvaluator
-from detkds.search.result import Result
+from detkds.policy import Policy, Term
+from detkds.progress import Progress
+from detkds.runs.plan import SEARCH, Plan, load_run, make_plan
+from detkds.runs.session import open_session
 from detkds.search.space import Params, Space, load_spaces, points
-from detkds.training.loop import train
-from detkds.training.member import Member
-from detkds.training.population import Setting, measure
+from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
+from detkds.training.loop import TrainingObserver, train
+from detkds.training.setup import TrainingSetup
+from detkds.training.student import StudentTrainer
+from detkds.training.teacher import live
 
 HERE = Path(__file__).parent
 RUNGS = (3, 9)
@@ -79,11 +81,10 @@ def main() -> None:
         path = arguments.out / "digits-backwards.jsonl"
         wanted.reverse()
     plan = make_teacher(make_plan(config))
-    setting = plan.setting(plan.train_data, plan.test_data, plan.proxy_config)
-    screens = {seed: PopulationEvaluator(setting, seed=seed) for seed in sorted({job.seed for job in wanted})}
+    setup = plan.setups[SEARCH]
     with path.open("a", encoding="utf-8") as file:
         while chunk := next_chunk(wanted, arguments.out, config.proxy.population):
-            records = measured(setting, screens[chunk[0].seed], chunk)
+            records = measured(setup, chunk, config.proxy.calibration_batches)
             file.write("".join(json.dumps(record) + "\n" for record in records))
             file.flush()
             left = len(wanted) - len(finished(arguments.out))
@@ -125,7 +126,8 @@ def jobs(spaces: dict[str, Space], repeats: int) -> list[Job]:
 def make_teacher(plan: Plan) -> Plan:
     """The plan of the proxy: its teacher, too, is trained without the images that AP is measured on."""
     small = replace(plan, train_data=plan.proxy_data, test_data=plan.validation_data)
-    print("teacher:", prepare_teacher(small, plan.config.folder)["ap"], flush=True)
+    with open_session(small, Progress()) as session:
+        print("teacher:", session.prepare_teacher()["ap"], flush=True)
     return small
 
 
@@ -136,57 +138,77 @@ def next_chunk(wanted: Sequence[Job], out: Path, size: int) -> list[Job]:
     return [job for job in rest if job.seed == rest[0].seed][:size]
 
 
-def measured(setting: Setting, screen: PopulationEvaluator, chunk: Sequence[Job]) -> list[dict[str, Any]]:
+def measured(setup: TrainingSetup, chunk: Sequence[Job], calibration_batches: int) -> list[dict[str, Any]]:
     """Filter, calibrate and train a population; one record per training."""
     started = time.perf_counter()
-    screened = screen.screen([job.policy for job in chunk])
-    policies = {i: one for i, one in enumerate(screened) if isinstance(one, Policy)}
-    trained = train_with_rungs(setting, policies, chunk[0].seed)
+    probes = probed(setup, chunk, calibration_batches)
+    refusals = [[r for term in job.policy if (r := probes[unit(term)].refusal(term))] for job in chunk]
+    policies = {i: calibrate(job.policy, probes) for i, job in enumerate(chunk) if not refusals[i]}
+    trained = train_with_rungs(setup, policies, chunk[0].seed)
     seconds = round((time.perf_counter() - started) / len(chunk), 3)
     return [
-        {**job.line, **(trained[i] if i in trained else refused(one)), "seconds": seconds}
-        for i, (job, one) in enumerate(zip(chunk, screened, strict=True))
+        {**job.line, **(trained[i] if i in trained else refused(refusals[i])), "seconds": seconds}
+        for i, job in enumerate(chunk)
     ]
 
 
-def train_with_rungs(setting: Setting, policies: dict[int, Policy], seed: int) -> dict[int, dict[str, Any]]:
-    """Train side by side; AP and AP50 in percent at every rung, by index."""
-    members = {
-        i: Member(
+def probed(setup: TrainingSetup, chunk: Sequence[Job], calibration_batches: int) -> dict[Term, TermProbe]:
+    """What is known of the terms of a population before its training."""
+    assert setup.teacher is not None
+    seed = chunk[0].seed
+    batches = [batch.to(setup.device) for batch in islice(setup.batches(seed)(0), calibration_batches)]
+    student = setup.build_student(seed, True).to(setup.device)
+    return probe_terms([term for job in chunk for term in job.policy], student, setup.teacher, batches, seed=seed)
+
+
+class RungObserver(TrainingObserver):
+    """AP and AP50 in percent at every rung, by student's key."""
+
+    def __init__(self, setup: TrainingSetup, keys: Iterable[str]) -> None:
+        super().__init__()
+        self.records: dict[str, dict[str, Any]] = {
+            key: {"state": "complete", "ap": [], "ap50": [], "reason": ""} for key in keys
+        }
+        self._setup = setup
+
+    def epoch(self, done: int, students: Sequence[StudentTrainer]) -> None:
+        if done in RUNGS:
+            for student in students:
+                metrics = self._setup.measure(student.student)
+                self.records[student.key]["ap"].append(round(100 * metrics.ap, 4))
+                self.records[student.key]["ap50"].append(round(100 * metrics.ap50, 4))
+
+
+def train_with_rungs(setup: TrainingSetup, policies: dict[int, Policy], seed: int) -> dict[int, dict[str, Any]]:
+    """Train side by side; the record of each, by index."""
+    if not policies:
+        return {}
+    assert setup.teacher is not None
+    steps = setup.steps(epochs=setup.config.epochs)
+    students = [
+        StudentTrainer(
             str(i),
-            setting.build_student(seed, True),
+            setup.build_student(seed, True),
             policy,
-            setting.teacher,
-            setting.config,
-            setting.steps(epochs=setting.config.epochs),
+            setup.teacher,
+            setup.config,
+            steps,
             seed=seed,
-            device=setting.device,
+            device=setup.device,
         )
         for i, policy in policies.items()
-    }
-    found: dict[int, dict[str, Any]] = {i: {"state": "complete", "ap": [], "ap50": [], "reason": ""} for i in members}
-
-    def at_rung(epochs: int) -> None:
-        if epochs not in RUNGS:
-            return
-        for i, member in members.items():
-            if member.failure is None:
-                metrics = measure(member.student, setting)
-                found[i]["ap"].append(round(100 * metrics.ap, 4))
-                found[i]["ap50"].append(round(100 * metrics.ap50, 4))
-
-    batches = setting.batches(seed)
-    train(list(members.values()), setting.teacher, batches, setting.config, device=setting.device, on_epoch=at_rung)
-    for i, member in members.items():
-        if member.failure is not None:
-            found[i].update(state="failed", reason=member.failure)
-    return found
+    ]
+    observer = RungObserver(setup, [student.key for student in students])
+    train(students, setup.batches(seed), setup.config, live(setup.teacher), observer=observer)
+    for student in students:
+        if student.failure is not None:
+            observer.records[student.key].update(state="failed", reason=student.failure)
+    return {int(key): record for key, record in observer.records.items()}
 
 
-def refused(result: Policy | Result) -> dict[str, Any]:
+def refused(reasons: Sequence[str]) -> dict[str, Any]:
     """The record of a policy that the filter refused."""
-    assert isinstance(result, Result)
-    return {"state": "filtered", "ap": [], "ap50": [], "reason": result.reason}
+    return {"state": "filtered", "ap": [], "ap50": [], "reason": "; ".join(reasons)}
 
 
 def header(config: RunConfig, spaces: dict[str, Space]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo",
     "search",
     "proxy-check",
+    "status",
     "distill",
     "train",
     "evaluate",

@@ -167,9 +167,10 @@ def test_distilling_without_a_policy_says_what_to_do(config_file: Path, invoke: 
 
 def test_a_folder_in_use_is_refused(config_file: Path, tiny_run: dict[str, Any], invoke: Any) -> None:
     from detkds.config_file import parse_config
+    from detkds.progress import Progress
     from detkds.runs.folder import open_folder
 
-    with open_folder(parse_config(tiny_run)):
+    with open_folder(parse_config(tiny_run), {}, Progress()):
         refused(invoke("search", config_file), "another process is running here")
 
 
@@ -177,7 +178,7 @@ def test_interrupting_says_how_to_go_on(config_file: Path, invoke: Any, monkeypa
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("detkds.runs.pipeline.run", interrupted)
+    monkeypatch.setattr("detkds.runs.search.run_search", interrupted)
     result = invoke("search", config_file)
     assert result.exit_code == 130
     assert "run the same command again" in result.stderr
@@ -185,10 +186,10 @@ def test_interrupting_says_how_to_go_on(config_file: Path, invoke: Any, monkeypa
 
 def test_a_full_disk_is_said_in_one_line(config_file: Path, invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device", "runs/tiny/final.jsonl")
+        raise OSError(28, "No space left on device", "runs/tiny/results.jsonl")
 
-    monkeypatch.setattr("detkds.runs.pipeline.run", full)
-    refused(invoke("search", config_file), "runs/tiny/final.jsonl", "No space left on device", "free some space")
+    monkeypatch.setattr("detkds.runs.search.run_search", full)
+    refused(invoke("search", config_file), "runs/tiny/results.jsonl", "No space left on device", "free some space")
 
 
 def test_a_full_disk_is_recognised_behind_an_error_of_torch(config_file: Path, invoke: Any, monkeypatch: Any) -> None:
@@ -198,7 +199,7 @@ def test_a_full_disk_is_recognised_behind_an_error_of_torch(config_file: Path, i
         except OSError:
             raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904  as torch.save does
 
-    monkeypatch.setattr("detkds.runs.pipeline.run", full)
+    monkeypatch.setattr("detkds.runs.search.run_search", full)
     refused(invoke("search", config_file), "cannot be written: File too large")
 
 
@@ -206,5 +207,5 @@ def test_our_own_faults_keep_their_traceback(config_file: Path, invoke: Any, mon
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("detkds.runs.pipeline.run", broken)
+    monkeypatch.setattr("detkds.runs.search.run_search", broken)
     assert isinstance(invoke("search", config_file).exception, ZeroDivisionError)

@@ -59,17 +59,21 @@ def test_search_and_distillation_report_mask_ap(detector: str, tmp_path: Path) -
         "final": {"seeds": [0], "policies": ["pkd"]},
         "runs": str(tmp_path / "runs"),
         "device": "cpu",
+        "executor": "inline",
     }
     path, folder = tmp_path / "run.yaml", tmp_path / "runs" / "masks"
     path.write_text(yaml.safe_dump(configuration))
     summary = json.loads(_command("search", str(path), "--json"))
     assert summary["metric"] == "mask AP" and summary["search"]["trainings"] == 5
-    for line in (folder / "final.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        assert record["failure"] is None and record["metrics"]["kind"] == "mask"
-        row = next(row for row in summary["rows"] if row["name"] == record["name"])
-        assert row["ap"]["0"] == 100 * record["metrics"]["ap"]
-        assert row["metrics"]["box_ap"] == 100 * record["metrics"]["boxes"]["ap"]
+    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    compared = [result for result in results if result["task"]["setup"] == "comparison"]
+    assert {result["task"]["label"] for result in compared} >= {"plain", "pkd", "searched"}
+    for record in compared:
+        label, metrics = record["task"]["label"], record["result"]["metrics"]
+        assert record["result"]["state"] == "complete" and metrics["kind"] == "mask"
+        row = next(row for row in summary["rows"] if row["name"] == label)
+        assert row["ap"]["0"] == 100 * metrics["ap"]
+        assert row["metrics"]["box_ap"] == 100 * metrics["boxes"]["ap"]
     assert "mask AP" in (folder / "report.html").read_text() and "box AP" in (folder / "report.html").read_text()
     shown = _command("search", str(path))
     assert "mask AP on the test images" in shown and "box AP" in shown

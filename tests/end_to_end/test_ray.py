@@ -23,18 +23,18 @@ WORKERS = ["executor=ray", "workers=2"]
 KILLED = """
 import os, signal, subprocess, sys
 from detkds.config_file import load_config
-from detkds.runs import pipeline
-from detkds.runs.listening import Silence
+from detkds.progress import Progress
+from detkds.runs.search import run_search
 
-class Impatient(Silence):
-    heard = 0
-    def advance(self, units, note=""):
-        self.heard += "/" in note
-        if self.heard == 3:
-            print(subprocess.check_output(["ps", "-eo", "args"], text=True).count("ray::Worker"), flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+heard = []
 
-pipeline.run(load_config(sys.argv[1], sys.argv[2:]), Impatient())
+def impatient(event):
+    heard.extend([event] if event.kind == "finished" and event.stage == "search" else [])
+    if len(heard) == 3:
+        print(subprocess.check_output(["ps", "-eo", "args"], text=True).count("ray::Worker"), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_search(load_config(sys.argv[1], sys.argv[2:]), Progress(impatient))
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,22 +25,17 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 KILLED = """
 import os, signal, sys
 from detkds.config_file import load_config
-from detkds.runs import pipeline
+from detkds.progress import Progress
+from detkds.runs.search import run_search
 
-class Impatient:
-    title, heard = "", 0
-    def stage(self, title, total):
-        self.title = title
-    def advance(self, units, note=""):
-        self.heard += bool(note) and self.title == sys.argv[2]
-        if self.heard == int(sys.argv[3]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    def note(self, text):
-        return None
+heard = []
 
-import torch
-torch.set_num_threads(1)
-pipeline.run(load_config(sys.argv[1]), Impatient())
+def impatient(event):
+    heard.extend([event] if event.kind == "finished" and event.stage == sys.argv[2] else [])
+    if len(heard) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_search(load_config(sys.argv[1]), Progress(impatient))
 """
 
 
@@ -88,7 +84,7 @@ def test_a_search_leaves_everything_it_promises(whole: tuple[Path, Path, dict[st
     assert summary["teacher_outputs"]["way"] in ("cached", "shared")
     assert load_policy(folder / "policy.yaml").to_dict()["terms"] == summary["policy"]["terms"]
     assert all(term.weighting == "absolute" for term in load_policy(folder / "policy.yaml"))
-    searched = folder / "students" / "searched-seed0.safetensors"
+    [searched] = (folder / "students").glob("searched-seed0-*.safetensors")
     assert (folder / "student.safetensors").read_bytes() == searched.read_bytes()
     trials = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     assert {trial["study"] for trial in trials} == {"global", "logits", "combination"}
@@ -134,11 +130,12 @@ def test_how_the_teachers_outputs_are_got_changes_no_number(whole: tuple[Path, P
 
 def test_running_again_trains_nothing_and_more_seeds_add_to_it(whole: tuple[Path, Path, dict[str, Any]]) -> None:
     path, folder, first = whole
-    before = (folder / "final.jsonl").read_text()
+    before = (folder / "results.jsonl").read_text()
     assert numbers(search(path)) == numbers(first)
-    assert (folder / "final.jsonl").read_text() == before
+    assert (folder / "results.jsonl").read_text() == before
     more = search(path, "final.seeds=[0,1,2]")
-    assert (folder / "final.jsonl").read_text().startswith(before)
+    added = (folder / "results.jsonl").read_text().removeprefix(before)
+    assert len(added.splitlines()) == 4, "one training for each row"
     assert [set(row["ap"]) for row in more["rows"][1:]] == [{"0", "1", "2"}] * 4
     assert all(new["ap"]["0"] == old["ap"]["0"] for new, old in zip(more["rows"], first["rows"], strict=True))
 
@@ -147,7 +144,7 @@ def test_the_demo_runs_when_it_is_made_tiny(tmp_path: Path) -> None:
     """The shipped configuration, made tiny: every key of it is sound and all five kinds are searched."""
     tiny = ["data.embedded_images=[12,6]", "data.size=64", "teacher.train.epochs=1", "train.epochs=1", "train.draws=8"]
     tiny += ["proxy.epochs=1", "proxy.draws=8", "search.single_budget=1", "search.combination_budget=1"]
-    tiny += ["final.seeds=[0]", "final.policies=[fitnets]", f"runs={tmp_path}/runs", "device=cpu"]
+    tiny += ["final.seeds=[0]", "final.policies=[fitnets]", f"runs={tmp_path}/runs", "device=cpu", "executor=inline"]
     result = CliRunner().invoke(app, ["demo", *tiny])
     assert result.exit_code == 0, result.output
     trials = (tmp_path / "runs/demo/trials.jsonl").read_text().splitlines()
@@ -155,3 +152,47 @@ def test_the_demo_runs_when_it_is_made_tiny(tmp_path: Path) -> None:
     assert {json.loads(line)["study"] for line in trials} == kinds
     assert "verdict" in result.stdout
     assert "report.html" in result.stdout
+
+
+# --------------------------------------------------------------------------------- data that change under their path
+
+
+def changed_labels(folder: Path) -> None:
+    """Every label is another one, and two of the images are gone."""
+    path = folder / "train.json"
+    content = json.loads(path.read_text())
+    first, second = (category["id"] for category in content["categories"])
+    for annotation in content["annotations"]:
+        annotation["category_id"] = second if annotation["category_id"] == first else first
+    gone = {image["id"] for image in content["images"][:2]}
+    content["images"] = [image for image in content["images"] if image["id"] not in gone]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] not in gone]
+    path.write_text(json.dumps(content))
+
+
+def test_data_that_changed_under_their_path_are_never_mixed_with_old_results(
+    tiny_run: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    """A run that has begun refuses; a store that knows results of the old data trains everything again."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    run = json.loads(json.dumps(tiny_run).replace(str(tiny_data), str(tmp_path / "data")))
+    run["search"] |= {"knowledge": ["global"], "confirm": 0}
+    run["final"] = {"seeds": [0], "policies": []}
+    path, folder = tmp_path / "run.yaml", tmp_path / "runs" / "tiny"
+    path.write_text(yaml.safe_dump(run))
+    first = search(path)
+    left = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    changed_labels(tmp_path / "data")
+    result = CliRunner().invoke(app, ["search", str(path)])
+    assert result.exit_code == 2
+    assert f"{folder}: the content of data.train has changed since this run began" in result.output
+    assert "name=" in result.output and "--fork" in result.output
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == left
+
+    (tmp_path / "runs" / "fresh").mkdir()
+    shutil.copyfile(folder / "results.jsonl", tmp_path / "runs" / "fresh" / "results.jsonl")
+    second = search(path, "name=fresh")
+    lines = (tmp_path / "runs" / "fresh" / "results.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in lines]
+    assert len(set(keys)) == len(keys) == 2 * len((folder / "results.jsonl").read_text().splitlines())
+    assert second["data"]["train"] != first["data"]["train"]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detkds.runs.pipeline import find_policy, run
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
-from detkds.runs.folder import open_folder
 from detkds.runs.plan import make_plan
+from detkds.runs.search import find_policy, run_search
+from detkds.runs.session import open_session
 from detkds.search.divide_and_conquer import JOINT
 
 
@@ -32,7 +32,7 @@ def undivided(tiny_run: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_an_undivided_search_runs_to_its_report_and_is_taken_up_again(undivided: dict[str, Any], heard: Any) -> None:
-    finished = run(parse_config(undivided), heard)
+    finished = run_search(parse_config(undivided), heard)
     assert {record.study for record in finished.outcome.records} == {JOINT}
     assert finished.summary["search"]["trainings"] == 2 * 2 + 3
     assert not finished.summary["search"]["divide"] and finished.summary["search"]["filter"]
@@ -40,23 +40,24 @@ def test_an_undivided_search_runs_to_its_report_and_is_taken_up_again(undivided:
     assert "all kinds of knowledge in one joint space" in (finished.folder / "report.html").read_text()
     trials = (finished.folder / "trials.jsonl").read_text()
     undivided["search"]["combination_budget"] += 1
-    more = run(parse_config(undivided), heard)
+    more = run_search(parse_config(undivided), heard)
     assert more.summary["search"]["trainings"] == 8
     longer = [json.loads(line) for line in (more.folder / "trials.jsonl").read_text().splitlines()]
     assert longer[: len(trials.splitlines())] == [json.loads(line) for line in trials.splitlines()]
     for change in ({"divide": True}, {"filter": False}):
         other = parse_config({**undivided, "search": {**undivided["search"], **change}})
-        with pytest.raises(ConfigError, match=f"search.{next(iter(change))} was"), open_folder(other):
-            pass
+        with pytest.raises(ConfigError, match=f"search.{next(iter(change))} was"):
+            run_search(other, heard)
 
 
-def test_without_the_filter_what_it_refuses_costs_trainings(
-    undivided: dict[str, Any], heard: Any, tmp_path: Path
-) -> None:
+def test_without_the_filter_what_it_refuses_costs_trainings(undivided: dict[str, Any], heard: Any) -> None:
     found = {}
     for on in (True, False):
-        plan = make_plan(parse_config({**undivided, "search": {**undivided["search"], "filter": on}}))
-        outcome = find_policy(plan, tmp_path / str(on), heard)
+        search = {**undivided["search"], "filter": on}
+        plan = make_plan(parse_config({**undivided, "name": f"filter {on}", "search": search}))
+        plan.teacher.eval().requires_grad_(False)
+        with open_session(plan, heard) as session, session.scheduler() as scheduler:
+            outcome = find_policy(session, scheduler)
         assert outcome.trained == 7
         found[on] = {str(record.state) for record in outcome.records if "e+35" in record.key}
     assert found == {True: {"filtered"}, False: {"failed"}}

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from detkds.policy import Policy
-from detkds.runs.comparison import Contender, contenders, rows, slug
+from detkds.policy import Policy, Term
+from detkds.runs.comparison import Contender, contenders, rows
+from detkds.search.result import State
+from detkds.tasks.task import TaskResult
 
 
-def stored(name: str, seed: int, ap: float | None) -> dict[str, Any]:
-    metrics = None if ap is None else {"ap": ap, "ap50": 2 * ap, "ap_small": None}
-    return {
-        "name": name,
-        "seed": seed,
-        "metrics": metrics,
-        "failure": None if ap is not None else "boom",
-        "seconds": 2.0,
-    }
+def stored(ap: float | None) -> TaskResult:
+    if ap is None:
+        return TaskResult(State.FAILED, reason="boom", seconds=2.0)
+    return TaskResult(State.COMPLETE, {"ap": ap, "ap50": 2 * ap, "ap_small": None}, seconds=2.0)
 
 
 ENTRIES = [
@@ -31,16 +29,15 @@ ENTRIES = [
 
 def test_rows_are_in_points_and_paired_with_the_better_plain_student() -> None:
     """pkd minus inherited: 30-25, 34-27; plain minus inherited: -15, -16."""
-    records = [
-        stored("plain", 0, 0.10),
-        stored("plain", 1, 0.11),
-        stored("plain, inherited", 0, 0.25),
-        stored("plain, inherited", 1, 0.27),
-        stored("pkd", 0, 0.30),
-        stored("pkd", 1, 0.34),
-        stored("pkd", 7, 0.99),
-    ]
-    plain, inherited, pkd = rows(ENTRIES, records, (0, 1))
+    results = {
+        ("plain", 0): stored(0.10),
+        ("plain", 1): stored(0.11),
+        ("plain, inherited", 0): stored(0.25),
+        ("plain, inherited", 1): stored(0.27),
+        ("pkd", 0): stored(0.30),
+        ("pkd", 1): stored(0.34),
+    }
+    plain, inherited, pkd = rows(ENTRIES, results)
     assert inherited.to_plain is None
     assert plain.to_plain is not None
     assert round(plain.to_plain.mean, 6) == -15.5
@@ -53,21 +50,24 @@ def test_rows_are_in_points_and_paired_with_the_better_plain_student() -> None:
 
 
 def test_a_failed_training_is_a_reason_and_never_an_ap_of_zero() -> None:
-    records = [
-        stored("plain", 0, 0.1),
-        stored("plain, inherited", 0, 0.2),
-        stored("pkd", 0, None),
-        stored("pkd", 1, 0.4),
-    ]
-    *_, pkd = rows(ENTRIES, records, (0, 1))
+    results = {
+        ("plain", 0): stored(0.1),
+        ("plain, inherited", 0): stored(0.2),
+        ("pkd", 0): stored(None),
+        ("pkd", 1): stored(0.4),
+    }
+    *_, pkd = rows(ENTRIES, results)
     assert pkd.failures == {0: "boom"}
     assert pkd.ap == {1: 40.0}
     assert pkd.to_plain is None
 
 
-def test_a_slug_stands_in_a_file_name() -> None:
-    assert slug("plain, inherited") == "plain--inherited"
-    assert slug("../detkds/one-stage") == "detkds-one-stage"
+def test_the_policy_is_shown_as_it_was_trained() -> None:
+    relative = Policy([Term("global", (), "l2", 0.5, "gradient")])
+    trained = replace(stored(0.3), policy=Policy([Term("global", (), "l2", 0.01)]).to_dict())
+    entries = [ENTRIES[0], Contender("relative", "hand", relative)]
+    [plain, row] = rows(entries, {("plain", 0): stored(0.1), ("relative", 0): trained})
+    assert (plain.policy, row.policy) == ("plain (no distillation)", "global: - | l2 x 0.01")
 
 
 @pytest.mark.parametrize(("inherited", "names"), [((), ["plain"]), (("neck.weight",), ["plain", "plain, inherited"])])

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detkds.runs.single import evaluate, train_plain
-from detkds.runs.teacher import prepare_teacher
 
 from detkds.config import RunConfig
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.runs.comparison import with_box_ap
-from detkds.runs.plan import make_plan
-from detkds.runs.summary import comparable, summarise
-from detkds.training.loop import ask
+from detkds.runs.evaluate import run_evaluate
+from detkds.runs.plan import COMPARISON, make_plan
+from detkds.runs.session import open_session
+from detkds.runs.summary import comparable, summarize
+from detkds.runs.train import run_train
+from detkds.training.teacher import teacher_forward
 
 FEW = {
     "neck_channels": 16,
@@ -59,13 +60,12 @@ def test_targets_carry_masks_exactly_where_the_student_needs_them(
     tiny_run: dict[str, Any], teacher: dict[str, Any], student: dict[str, Any]
 ) -> None:
     plan = make_plan(_config(tiny_run, teacher, student))
-    setting = plan.setting(plan.train_data, plan.test_data, plan.config.train)
-    batch = next(iter(setting.batches(0)(0)))
+    batch = next(iter(plan.setups[COMPARISON].batches(0)(0)))
     assert batch.targets is not None
     assert [("masks" in target) for target in batch.targets] == [student is MASK] * len(batch.targets)
     losses = plan.build_student(0, True)(batch).losses
     assert ("loss_mask" in losses) == (student is MASK)
-    assert not ask(plan.teacher, batch).losses
+    assert not teacher_forward(plan.teacher, batch).losses
     assert plan.metric == ("mask AP" if student is MASK else "box AP")
 
 
@@ -83,22 +83,23 @@ def test_missing_segmentations_are_named_before_anything_is_trained(tiny_run: di
 
 def test_training_and_evaluation_report_masks_and_boxes(tiny_run: dict[str, Any], heard: Any) -> None:
     config = _config(tiny_run, MASK, MASK)
-    done = train_plain(config, "student", None, heard)
+    done = run_train(config, "student", None, heard)
     assert done.metrics["kind"] == "mask" and done.metrics["boxes"]["kind"] == "box"
     assert 0 <= done.metrics["ap"] <= 1 and 0 <= done.metrics["boxes"]["ap"] <= 1
     assert "task/loss_mask" in json.loads(done.steps.read_text().splitlines()[0])["losses"]
-    assert evaluate(config, done.weights, "student", "test") == done.metrics
+    assert run_evaluate(config, done.weights, "student", "test") == done.metrics
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(MASK, BOX), (BOX, MASK)])
 def test_a_teacher_stands_beside_the_students_by_what_both_have(
-    tiny_run: dict[str, Any], tmp_path: Path, teacher: dict[str, Any], student: dict[str, Any]
+    tiny_run: dict[str, Any], heard: Any, teacher: dict[str, Any], student: dict[str, Any]
 ) -> None:
     plan = make_plan(_config(tiny_run, teacher, student))
-    metrics = prepare_teacher(plan, tmp_path)
+    with open_session(plan, heard) as session:
+        metrics = session.prepare_teacher()
     assert metrics["kind"] == ("mask" if teacher is MASK else "box")
     confirmed: Any = [type("Confirmed", (), {"policy": plan.policies["pkd"], "to_dict": dict})()]
-    summary = summarise(plan, metrics, [], [], confirmed, {})
+    summary = summarize(plan, metrics, [], [], confirmed, {})
     [row] = summary["rows"]
     assert summary["metric"] == plan.metric
     if student is BOX:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from detkds.config_file import parse_config
 from detkds.detectors.weights import save_weights
 from detkds.errors import ConfigError
-from detkds.runs.plan import make_detector, make_plan
+from detkds.runs.plan import COMPARISON, make_detector, make_plan
 from detkds.search.halving import Halving
 
 
@@ -118,13 +119,12 @@ def test_what_is_compared_fits_a_population(tiny_run: dict[str, Any]) -> None:
     assert (plan.settings.cohort, plan.settings.parallel) == (6, 12)
 
 
-def test_the_number_of_threads_is_set_where_it_is_named(tiny_run: dict[str, Any]) -> None:
+def test_torch_uses_as_many_threads_as_are_asked_for(tiny_run: dict[str, Any]) -> None:
     before = torch.get_num_threads()
     try:
-        make_plan(parse_config(tiny_run))
-        assert torch.get_num_threads() == before
-        make_plan(parse_config({**tiny_run, "threads": before + 1}))
-        assert torch.get_num_threads() == before + 1
+        for threads in (2, 1):
+            make_plan(parse_config({**tiny_run, "threads": threads}))
+            assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 
@@ -136,11 +136,38 @@ def test_embedded_data_lies_in_the_run_folder(tiny_run: dict[str, Any], tmp_path
     assert plan.train_data.folder.is_relative_to(tmp_path / "runs" / "tiny")
 
 
-def test_an_evaluator_that_cannot_be_had_is_refused(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    search = tiny_run["search"]
-    with pytest.raises(ConfigError, match=r"search\.workers: expected nothing with search\.evaluator=population"):
-        make_plan(parse_config({**tiny_run, "search": {**search, "workers": 2}}))
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else found(name, *more))
+def test_an_executor_that_cannot_be_had_is_refused(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else real(name, *more))
     with pytest.raises(ConfigError, match=r"ray is not installed; install it with: pip install 'detkds\[ray\]'"):
-        make_plan(parse_config({**tiny_run, "search": {**search, "evaluator": "ray"}}))
+        make_plan(parse_config({**tiny_run, "executor": "ray"}))
+
+
+def test_the_best_weights_can_be_kept_only_where_they_are_looked_for(tiny_run: dict[str, Any]) -> None:
+    best = {**tiny_run["train"], "keep": "best"}
+    teacher = {**tiny_run["teacher"], "train": best}
+    with pytest.raises(ConfigError) as caught:
+        make_plan(parse_config({**tiny_run, "train": best, "teacher": teacher}))
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["train.keep", "teacher.train.keep"]
+
+
+def test_images_that_validate_a_training_are_held_out_of_it(tiny_run: dict[str, Any]) -> None:
+    assert len(make_plan(parse_config(tiny_run)).setups[COMPARISON].train_data) == 16
+    watched = make_plan(parse_config({**tiny_run, "train": {**tiny_run["train"], "validate_every": 1}}))
+    trained, validation = set(watched.setups[COMPARISON].train_data.image_ids), set(watched.validation_data.image_ids)
+    assert len(trained) == 8 and trained.isdisjoint(validation)
+    assert watched.setups[COMPARISON].test_data is watched.test_data
+
+
+def test_what_lies_under_the_paths_is_named_by_content(tiny_run: dict[str, Any], tmp_path: Path) -> None:
+    first = make_plan(parse_config(tiny_run)).content
+    assert set(first) == {"data.train", "data.test", "detkds"}
+    annotations = Path(tiny_run["data"]["train"]["annotations"])
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    tiny_run["data"]["train"]["annotations"] = str(tmp_path / "train.json")
+    save_weights(make_detector(parse_config(tiny_run).teacher, ("zero", "one"), 0), tmp_path / "teacher.safetensors")
+    tiny_run["teacher"] = {**tiny_run["teacher"], "weights": str(tmp_path / "teacher.safetensors"), "train": None}
+    second = make_plan(parse_config(tiny_run)).content
+    assert {name for name in second if second[name] != first.get(name)} == {"data.train", "teacher.weights"}

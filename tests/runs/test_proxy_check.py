@@ -18,32 +18,30 @@ from detkds.search.evaluators.population import PopulationEvaluator
 from detkds.config_file import parse_config
 from detkds.policy import parse_policy
 from detkds.report.agreement import read_check
-from detkds.runs import comparison
-from detkds.runs.folder import read_lines
-from detkds.runs.plan import make_plan
-from detkds.runs.proxy_check import check_proxy
+from detkds.runs.plan import CONFIRMATION, SEARCH, make_plan
+from detkds.runs.proxy_check import run_proxy_check
+from detkds.runs.search import run_search
+from detkds.runs.session import open_session
+from detkds.runs.teacher_outputs import teacher_outputs
 from detkds.search.result import SearchError
-from detkds.training.population import Candidate, train_candidates
+from detkds.training.population import StudentSpec, train_population
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 KILLED = """
 import os, signal, sys, torch
 from detkds.config_file import load_config
-from detkds.runs.proxy_check import check_proxy
+from detkds.progress import Progress
+from detkds.runs.proxy_check import run_proxy_check
 
-class Impatient:
-    title, heard = "", 0
-    def stage(self, title, total):
-        self.title = title
-    def advance(self, units, note=""):
-        self.heard += bool(note) and self.title == sys.argv[2]
-        if self.heard == int(sys.argv[3]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    def note(self, text):
-        return None
+heard = []
+
+def impatient(event):
+    heard.extend([event] if event.kind == "finished" and event.stage == sys.argv[2] else [])
+    if len(heard) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 torch.set_num_threads(1)
-check_proxy(load_config(sys.argv[1]), 4, 1, Impatient())
+run_proxy_check(load_config(sys.argv[1]), 4, 1, Progress(impatient))
 """
 
 
@@ -54,45 +52,28 @@ def two_kinds(tiny_run: dict[str, Any]) -> dict[str, Any]:
     return {**tiny_run, "proxy": proxy, "search": {**tiny_run["search"], "knowledge": ["global", "logits"]}}
 
 
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what was trained at the full budget."""
-    names: list[str] = []
-    real = comparison.train_in_populations
-
-    def counted(setting: Any, candidates: Any, **options: Any) -> Any:
-        names.extend(candidate.name for candidate in candidates)
-        return real(setting, candidates, **options)
-
-    monkeypatch.setattr(comparison, "train_in_populations", counted)
-    return names
-
-
 def test_both_values_are_those_of_search_and_confirmation(two_kinds: dict[str, Any], heard: Any) -> None:
     """The proxy's value with the search's seed, the other with the next one, on validation images both."""
     config = parse_config({**two_kinds, "train": {**two_kinds["train"], "draws": 12}})
-    check = check_proxy(config, 4, 1, heard)
+    check = run_proxy_check(config, 4, 1, heard)
     assert [point["trial"] for point in check["points"]] == ["global/0", "global/1", "logits/0", "logits/1"]
     assert (check["policies"], check["seeds"]) == (4, [1])
-    trials = [json.loads(line) for line in (config.folder / "proxy_check" / "full.jsonl").read_text().splitlines()]
-    assert {(trial["name"], trial["seed"]) for trial in trials} == {(p["trial"], 1) for p in check["points"]}
-
     plan = make_plan(config)
-    prepare_teacher(plan, config.folder)
+    with open_session(plan, heard) as session:
+        session.prepare_teacher()
     point = check["points"][2]
     policy = next(p for p in _kept_policies(config.folder) if str(p) == point["policy"])
-    proxy = plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
-    assert PopulationEvaluator(proxy, calibration_batches=1, seed=0).evaluate([policy])[0].ap == point["proxy_ap"]
-    whole = plan.setting(plan.proxy_data, plan.validation_data, config.train)
-    [trained] = train_candidates(whole, [Candidate("one", policy)], seed=1)
-    assert trained.metrics is not None
-    assert 100 * trained.metrics.ap == point["ap"][1] == point["mean"]
+    for stage, seed, ap in ((SEARCH, 0, point["proxy_ap"]), (CONFIRMATION, 1, point["ap"][1])):
+        teacher = teacher_outputs(plan, config.folder, heard.note).get(stage)
+        [result] = train_population(plan.setups[stage], [StudentSpec("one", policy)], seed=seed, teacher=teacher)
+        assert result.metrics is not None and 100 * result.metrics.ap == ap
+    assert point["mean"] == point["ap"][1]
 
 
 def _kept_policies(folder: Path) -> list[Any]:
     """The policies with absolute weights, out of the stored trials."""
     found = []
-    for line in read_lines(folder / "proxy_check" / "study.journal"):
+    for line in map(json.loads, (folder / "proxy_check" / "study.journal").read_text().splitlines()):
         for name in ("policy", "resolved"):
             if name in line.get("user_attr", {}):
                 found.append(parse_policy(yaml.safe_dump(line["user_attr"][name])))
@@ -100,23 +81,26 @@ def _kept_policies(folder: Path) -> list[Any]:
 
 
 def test_a_check_is_kept_and_more_policies_and_seeds_add_to_it(
-    two_kinds: dict[str, Any], heard: Any, trainings: list[str], tmp_path: Path
+    two_kinds: dict[str, Any], heard: Any, trainings: Any
 ) -> None:
     config = parse_config(two_kinds)
-    first = check_proxy(config, 3, 1, heard)
-    assert trainings == ["global/0", "global/1", "logits/0"]
+    first = run_proxy_check(config, 3, 1, heard)
+    assert [label for label, seed in trainings if seed == 1] == ["global/0", "global/1", "logits/0"]
+    once = list(trainings)
     assert json.loads((config.folder / "proxy_check.json").read_text())["tau"] == first["tau"]
     assert read_check(config.folder) == {key: value for key, value in first.items() if key != "points"}
     assert (config.folder / "proxy_check.png").read_bytes().startswith(b"\x89PNG")
     assert heard.stages == [("teacher", 1), ("proxy", 3), ("full budget", 3)]
     assert heard.done[:2] == pytest.approx([1, 3])
 
-    assert check_proxy(config, 3, 1, heard) == first
-    assert trainings == ["global/0", "global/1", "logits/0"]
+    assert run_proxy_check(config, 3, 1, heard) == first
+    assert trainings == once
     assert heard.done[3:] == pytest.approx([0, 3, 3])  # nothing is left to do
 
-    more = check_proxy(config, 4, 2, heard)
-    assert sorted(trainings[3:]) == ["global/0", "global/1", "logits/0", "logits/1", "logits/1"]
+    more = run_proxy_check(config, 4, 2, heard)
+    assert [training for training in trainings[len(once) :] if training[1] == 0] == [("logits/1", 0)]
+    at_full = sorted((label, seed) for label, seed in trainings[len(once) :] if seed)
+    assert at_full == [("global/0", 2), ("global/1", 2), ("logits/0", 2), ("logits/1", 1), ("logits/1", 2)]
     assert more["seeds"] == [1, 2]
     old = {point["trial"]: point for point in first["points"]}
     for point in more["points"]:
@@ -127,12 +111,10 @@ def test_a_check_is_kept_and_more_policies_and_seeds_add_to_it(
 
 
 def test_a_search_quotes_it(two_kinds: dict[str, Any], heard: Any) -> None:
-    from detkds.runs.pipeline import run
-
     config = parse_config({**two_kinds, "final": {"seeds": [0], "policies": []}})
-    assert run(config, heard).summary["proxy_check"] is None
-    check = check_proxy(config, 3, 1, heard)
-    finished = run(config, heard)
+    assert run_search(config, heard).summary["proxy_check"] is None
+    check = run_proxy_check(config, 3, 1, heard)
+    finished = run_search(config, heard)
     assert finished.summary["proxy_check"] == read_check(config.folder)
     assert "proxy and full budget" in (finished.folder / "report.html").read_text()
     assert finished.summary["proxy_check"]["policies"] == check["policies"] == 3
@@ -144,7 +126,7 @@ def test_a_space_of_too_few_policies_is_said(two_kinds: dict[str, Any], heard: A
     path.write_text(yaml.safe_dump(space))
     config = parse_config({**two_kinds, "search": {"space": str(path), "knowledge": ["global"]}})
     with pytest.raises(SearchError, match="expected at least 3 policies that can be trained, got 2"):
-        check_proxy(config, 5, 1, heard)
+        run_proxy_check(config, 5, 1, heard)
 
 
 @pytest.mark.slow
@@ -163,5 +145,5 @@ def test_a_killed_check_ends_with_the_same_numbers(
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = check_proxy(parse_config({**two_kinds, "name": "killed"}), 4, 1, heard)
-    assert resumed == check_proxy(parse_config(two_kinds), 4, 1, heard)
+    resumed = run_proxy_check(parse_config({**two_kinds, "name": "killed"}), 4, 1, heard)
+    assert resumed == run_proxy_check(parse_config(two_kinds), 4, 1, heard)

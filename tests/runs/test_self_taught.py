@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from detkds.runs.single import distill
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
-from detkds.runs import pipeline
 from detkds.runs.plan import make_plan
+from detkds.runs.search import run_search
+from detkds.runs.train import run_distill
 
 
 @pytest.fixture
@@ -22,14 +22,15 @@ def own_run(tiny_run: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_student_is_distilled_without_a_teacher(own_run: dict[str, Any], heard: Any) -> None:
     config = parse_config(own_run)
-    found = distill(config, "pkd", 0, heard)
+    found = run_distill(config, "pkd", 0, heard)
+    assert found is not None
     assert 0 <= found.metrics["ap"] <= 1 and found.weights.exists()
     assert not (config.folder / "teacher.safetensors").exists()
 
 
 def test_a_whole_search_without_a_teacher(own_run: dict[str, Any], heard: Any) -> None:
     config = parse_config({**own_run, "final": {"seeds": [0], "policies": ["pkd"]}})
-    finished = pipeline.run(config, heard)
+    finished = run_search(config, heard)
     names = [row["name"] for row in finished.summary["rows"]]
     assert names == ["plain", "pkd", "searched"]  # nothing is inherited, and there is no teacher's row
     assert "teacher: the moving average of each student's own weights" in heard.notes

@@ -9,27 +9,32 @@ import pytest
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
+from detkds.progress import Progress
 from detkds.runs.folder import open_folder
-from detkds.runs.plan import Plan, make_plan
+from detkds.runs.plan import SEARCH, Plan, make_plan
 from detkds.runs.preview import populations
 from detkds.runs.teacher_outputs import describe, teacher_outputs
-from detkds.training.population import Setting
+from detkds.training.teacher_cache import TeacherCache
 
 
-def prepared(tiny_run: dict[str, Any], **cache: Any) -> tuple[Plan, Setting]:
+def prepared(tiny_run: dict[str, Any], **cache: Any) -> Plan:
     proxy = {**tiny_run["proxy"], "draws": 12, "epochs": 2, "cache": cache}
-    plan = make_plan(parse_config({**tiny_run, "proxy": proxy}))
-    return plan, plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
+    return make_plan(parse_config({**tiny_run, "proxy": proxy}))
+
+
+def outputs_of(plan: Plan, folder: Path, heard: Any) -> TeacherCache:
+    outputs = teacher_outputs(plan, folder, heard.note)
+    assert list(outputs) == [SEARCH]
+    assert isinstance(outputs[SEARCH], TeacherCache)
+    return outputs[SEARCH]
 
 
 def test_the_decision_is_told_once_and_kept(tiny_run: dict[str, Any], tmp_path: Path, heard: Any) -> None:
-    plan, setting = prepared(tiny_run, mode="cached")
+    plan = prepared(tiny_run, mode="cached")
     assert describe(plan, tmp_path) == {"mode": "cached"}
-    batch = next(iter(setting.batches(0)(0)))
+    batch = next(iter(plan.setups[SEARCH].batches(0)(0)))
     for _ in range(2):
-        answers = teacher_outputs(plan, setting, tmp_path, heard)
-        assert answers is not None
-        answers(0, 0, batch, True)
+        outputs_of(plan, tmp_path, heard)(0, 0, batch, True)
     [note] = heard.notes
     assert note.startswith("teacher: cached (forward ")
     assert "; 6 batches, " in note
@@ -40,23 +45,26 @@ def test_the_decision_is_told_once_and_kept(tiny_run: dict[str, Any], tmp_path: 
 
 
 def test_other_conditions_are_decided_anew(tiny_run: dict[str, Any], tmp_path: Path, heard: Any) -> None:
-    plan, setting = prepared(tiny_run, mode="cached")
-    batch = next(iter(setting.batches(0)(0)))
-    answers = teacher_outputs(plan, setting, tmp_path, heard)
-    assert answers is not None
-    answers(0, 0, batch, True)
-    plan, setting = prepared(tiny_run, mode="cached", disk_gb=1e-6)
-    answers = teacher_outputs(plan, setting, tmp_path, heard)
-    assert answers is not None
-    assert answers.decision is None
-    answers(0, 0, batch, True)
+    plan = prepared(tiny_run, mode="cached")
+    batch = next(iter(plan.setups[SEARCH].batches(0)(0)))
+    outputs_of(plan, tmp_path, heard)(0, 0, batch, True)
+    plan = prepared(tiny_run, mode="cached", disk_gb=1e-6)
+    outputs = outputs_of(plan, tmp_path, heard)
+    assert outputs.decision is None
+    outputs(0, 0, batch, True)
     assert describe(plan, tmp_path)["way"] == "shared"
     assert "no room for one batch" in heard.notes[-1]
 
 
+def test_workers_share_the_disk(tiny_run: dict[str, Any], tmp_path: Path, heard: Any) -> None:
+    plan = prepared(tiny_run, mode="cached", disk_gb=1e-3)
+    outputs = teacher_outputs(plan, tmp_path, heard.note, disk_share=0.25)[SEARCH]
+    assert isinstance(outputs, TeacherCache) and outputs.files.limit == 250_000
+
+
 def test_a_live_teacher_answers_for_itself(tiny_run: dict[str, Any], tmp_path: Path, heard: Any) -> None:
-    plan, setting = prepared(tiny_run, mode="live")
-    assert teacher_outputs(plan, setting, tmp_path, heard) is None
+    plan = prepared(tiny_run, mode="live")
+    assert teacher_outputs(plan, tmp_path, heard.note) == {}
     assert describe(plan, tmp_path) == {"mode": "live"}
     assert not heard.notes
     assert not list(tmp_path.glob("teacher*"))
@@ -66,14 +74,14 @@ def test_a_live_teacher_answers_for_itself(tiny_run: dict[str, Any], tmp_path: P
 def test_what_may_change_between_two_runs_in_one_folder(key: str, allowed: bool, tiny_run: dict[str, Any]) -> None:
     """Room is a matter of speed; with ``live`` the numbers are others, as nothing is rounded."""
     changed = {"disk_gb": 1.0, "mode": "live"}[key]
-    with open_folder(parse_config(tiny_run)):
+    with open_folder(parse_config(tiny_run), {}, Progress()):
         tiny_run["proxy"]["cache"] = {key: changed}
     if allowed:
-        with open_folder(parse_config(tiny_run)):
+        with open_folder(parse_config(tiny_run), {}, Progress()):
             return
     with (
-        pytest.raises(ConfigError, match=f"proxy.cache.{key} was 'auto' here, now 'live'"),
-        open_folder(parse_config(tiny_run)),
+        pytest.raises(ConfigError, match=f"proxy.cache.{key} was 'auto' when this run began, now it is 'live'"),
+        open_folder(parse_config(tiny_run), {}, Progress()),
     ):
         pytest.fail("taken up")
 

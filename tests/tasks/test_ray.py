@@ -8,34 +8,34 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from detkds.runs.evaluators import WorkerRecipe, local_evaluator
-from detkds.runs.listening import Silence
-from detkds.search.evaluators.ray import DeviceLostError, RayEvaluator, Seat, Worker, start_ray
 
-from detkds.config_file import parse_config
 from detkds.errors import DataError
 from detkds.policy import Policy, Term
-from detkds.runs.plan import make_plan
-from detkds.search.result import Peers, Result, SearchError, State
+from detkds.runs.executors import WorkerRecipe, make_trainer
+from detkds.runs.plan import SEARCH, Plan
+from detkds.search.result import SearchError, State
+from detkds.tasks.pool import PoolExecutor, Seat
+from detkds.tasks.ray import RayWorkers, start_ray
+from detkds.tasks.task import Task, TaskResult
+from detkds.tasks.trainer import OnFraction, Outcome
 
 pytestmark = pytest.mark.timeout(600)  # starting processes takes long on a busy machine
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'detkds[ray]'")
-SOURCE = Path(__file__).resolve().parents[3] / "src"
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 @dataclass(frozen=True)
 class Scripted:
-    """An evaluator whose candidates do what their names say; it leaves a line for each call in ``folder``.
+    """A trainer whose tasks do what their labels say; it leaves a line for each job in ``folder``.
 
     ``kill``: kill the process. ``once``: wait to be killed, but only the first time. ``bad``: raise a user's error.
-    ``broken``: raise another one. Anything else: AP is the length of the name.
+    ``broken``: raise another one. Anything else: AP in points is the length of the label.
     """
 
     folder: Path
@@ -43,23 +43,24 @@ class Scripted:
     def __call__(self, seat: Seat) -> Scripted:
         return self
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
+    def run(self, tasks: Mapping[str, Task], on_fraction: OnFraction) -> Iterator[Outcome]:
         with open(self.folder / "calls", "a") as file:
-            file.write(" ".join(policy.name for policy in policies) + "\n")
-        return [self.measure(policy, peers[i] if peers else Peers()) for i, policy in enumerate(policies)]
+            file.write(" ".join(task.label for task in tasks.values()) + "\n")
+        for key, task in tasks.items():
+            on_fraction(key, 0.5)
+            yield Outcome(key, self.result(task.label))
 
-    def measure(self, policy: Policy, peers: Peers) -> Result:
-        if policy.name == "kill":
+    def result(self, label: str) -> TaskResult:
+        if label == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if policy.name == "once" and not (self.folder / "pid").exists():
+        if label == "once" and not (self.folder / "pid").exists():
             (self.folder / "pid").write_text(str(os.getpid()))
             time.sleep(60)
-        if policy.name == "bad":
+        if label == "bad":
             raise DataError(["image 3: empty file", "image 7: no such file"])
-        if policy.name == "broken":
+        if label == "broken":
             raise ArithmeticError("no such number")
-        metrics = {"threads": float(torch.get_num_threads()), "peers": float(len(peers.earlier))}
-        return Result(State.COMPLETE, float(len(policy.name)), metrics)
+        return TaskResult(State.COMPLETE, {"ap": len(label) / 64, "threads": torch.get_num_threads()})
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,19 @@ def fails(seat: Seat) -> Scripted:
     raise RuntimeError(f"no module named nonsense at seat {seat.number} of {seat.of}")
 
 
-def named(*names: str) -> list[Policy]:
-    return [Policy([], name=name) for name in names]
+def named(*labels: str) -> dict[str, Task]:
+    return {str(place): Task("search", Policy(), 0, label=label) for place, label in enumerate(labels)}
+
+
+def run(pool: PoolExecutor, *labels: str) -> list[TaskResult]:
+    """Results in the order of the labels."""
+    results = {outcome.key: outcome.result for outcome in pool.run(named(*labels))}
+    return [results[str(place)] for place in range(len(labels))]
+
+
+def lengths(results: list[TaskResult]) -> list[int | None]:
+    """Of the labels that results were made from."""
+    return [None if result.ap is None else round(0.64 * result.ap) for result in results]
 
 
 @pytest.fixture(scope="module")
@@ -95,54 +107,48 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ray.shutdown()
 
 
-class Notes(list[str]):
-    """What an evaluator told."""
-
-    trained = 0
-
-    def add(self, count: int) -> None:
-        self.trained += count
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("script")
 
 
 @pytest.fixture(scope="module")
-def shared(folder: Path, cluster: Path) -> Iterator[tuple[RayEvaluator, Notes]]:
-    """Two workers for all tests of scripted candidates."""
-    notes = Notes()
-    with RayEvaluator(Scripted(folder), workers=2, threads=1, on_note=notes.append, on_trained=notes.add) as evaluator:
-        yield evaluator, notes
+def shared(folder: Path, cluster: Path) -> Iterator[tuple[PoolExecutor, list[str]]]:
+    """Two workers for all tests of scripted tasks."""
+    notes: list[str] = []
+    with PoolExecutor(RayWorkers(Scripted(folder), None, 2, 1), note=notes.append) as pool:
+        yield pool, notes
 
 
 @pytest.fixture
-def pair(shared: tuple[RayEvaluator, Notes], folder: Path) -> tuple[RayEvaluator, Notes]:
+def pair(shared: tuple[PoolExecutor, list[str]], folder: Path) -> tuple[PoolExecutor, list[str]]:
     """The two workers, and what is told from now on."""
-    evaluator, notes = shared
-    notes.clear()
-    notes.trained = 0
+    shared[1].clear()
     (folder / "calls").unlink(missing_ok=True)
-    return evaluator, notes
+    return shared
+
+
+def told(notes: list[str]) -> list[str]:
+    """Without what a busy machine gives cause for."""
+    return [note for note in notes if not note.startswith("waiting for")]
 
 
 @pytest.mark.slow
-def test_results_come_in_order_from_both_workers(pair: tuple[RayEvaluator, Notes], folder: Path) -> None:
-    evaluator, notes = pair
-    peers = [Peers("a", {"x": (1.0,)})] * 2 + [Peers("b")] * 3
-    results = evaluator.evaluate(named("a", "bb", "ccc", "dddd", "eeeee"), peers)
-    assert [result.ap for result in results] == [1, 2, 3, 4, 5]
-    assert [result.metrics["peers"] for result in results] == [1, 1, 0, 0, 0]
-    assert all(result.metrics["threads"] == 1 for result in results)
+def test_results_come_from_both_workers(pair: tuple[PoolExecutor, list[str]], folder: Path) -> None:
+    pool, notes = pair
+    fractions: list[tuple[str, float]] = []
+    tasks = named("a", "bb", "ccc", "dddd", "eeeee")
+    results = {outcome.key: outcome.result for outcome in pool.run(tasks, lambda *told: fractions.append(told))}
+    assert lengths([results[key] for key in tasks]) == [1, 2, 3, 4, 5]
+    assert all(result.metrics["threads"] == 1 for result in results.values())
     assert sorted((folder / "calls").read_text().splitlines()) == ["a bb ccc", "dddd eeeee"]
-    assert all(note.startswith("waiting for") for note in notes) and notes.trained == 5
-    assert evaluator.evaluate([]) == []
+    assert sorted(fractions) == [(key, 0.5) for key in tasks] and not told(notes)
+    assert list(pool.run({})) == []
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_loses_nothing(pair: tuple[RayEvaluator, Notes], folder: Path) -> None:
-    evaluator, notes = pair
+def test_a_worker_that_is_killed_loses_nothing(pair: tuple[PoolExecutor, list[str]], folder: Path) -> None:
+    pool, notes = pair
 
     def kill() -> None:
         while not (text := (folder / "pid").read_text() if (folder / "pid").exists() else ""):
@@ -151,70 +157,64 @@ def test_a_worker_that_is_killed_loses_nothing(pair: tuple[RayEvaluator, Notes],
 
     killer = threading.Thread(target=kill)
     killer.start()
-    results = evaluator.evaluate(named("a", "once", "ccc", "dddd"))
+    results = run(pool, "a", "once", "ccc", "dddd")
     killer.join()
-    assert [result.ap for result in results] == [1, 4, 3, 4]
-    assert (folder / "calls").read_text().splitlines().count("a once") == 2, "the same population again"
-    assert len(notes) == 1 and notes[0].startswith("a Ray worker was lost with 2 candidates: ")
-    assert notes.trained == 4
+    assert lengths(results) == [1, 4, 3, 4]
+    calls = (folder / "calls").read_text().splitlines()
+    assert calls.count("a once") == 1 and (calls.count("once") == 1 or calls.count("a once") == 2)
+    assert len(told(notes)) == 1 and told(notes)[0].startswith("a worker was lost with ")
 
 
 @pytest.mark.slow
-def test_a_candidate_that_kills_its_workers_fails_and_the_others_complete(
-    pair: tuple[RayEvaluator, Notes], folder: Path, capfd: pytest.CaptureFixture[str]
+def test_a_task_that_kills_its_workers_fails_and_the_others_complete(
+    pair: tuple[PoolExecutor, list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    evaluator, notes = pair
-    results = evaluator.evaluate(named("a", "kill", "ccc", "dddd"))
+    pool, _ = pair
+    results = run(pool, "a", "kill", "ccc", "dddd")
     assert [result.state for result in results] == [State.COMPLETE, State.FAILED, State.COMPLETE, State.COMPLETE]
-    assert [result.ap for result in results] == [1, None, 3, 4]
+    assert lengths(results) == [1, None, 3, 4]
     assert results[1].reason.startswith("its worker died 2 times: ")
     assert "process has died" in results[1].reason and "\n" not in results[1].reason
-    calls = (folder / "calls").read_text().splitlines()
-    assert [calls.count(call) for call in ("a kill", "kill", "a", "ccc dddd")] == [2, 2, 1, 1]
-    assert len(notes) == 4 and notes.trained == 4
+    assert (folder / "calls").read_text().splitlines().count("ccc dddd") == 1
     assert capfd.readouterr().out == "", "stdout belongs to results"
 
 
 @pytest.mark.slow
-def test_a_users_error_ends_the_evaluation_with_all_its_faults(pair: tuple[RayEvaluator, Notes]) -> None:
+def test_a_users_error_ends_the_run_with_all_its_faults(pair: tuple[PoolExecutor, list[str]]) -> None:
     with pytest.raises(DataError) as caught:
-        pair[0].evaluate(named("bad"))
+        run(pair[0], "bad")
     assert type(caught.value) is DataError
     assert caught.value.faults == ("image 3: empty file", "image 7: no such file")
 
 
 @pytest.mark.slow
-def test_another_error_ends_the_evaluation_as_in_one_process(pair: tuple[RayEvaluator, Notes]) -> None:
+def test_another_error_ends_the_run_as_in_one_process(pair: tuple[PoolExecutor, list[str]]) -> None:
     with pytest.raises(ArithmeticError, match="no such number"):
-        pair[0].evaluate(named("broken"))
-    [result] = pair[0].evaluate(named("aa"))
-    assert result.ap == 2
+        run(pair[0], "broken")
+    assert lengths(run(pair[0], "aa")) == [2]
 
 
 @pytest.mark.slow
 def test_a_place_whose_start_is_refused_is_given_up(cluster: Path, tmp_path: Path) -> None:
-    notes = Notes()
-    with RayEvaluator(HalfReady(tmp_path), workers=2, threads=1, on_note=notes.append) as evaluator:
-        while not notes:  # the other worker may have done everything before the refusal is heard of
-            results = evaluator.evaluate(named("a", "bb", "ccc"))
-            assert [result.ap for result in results] == [1, 2, 3]
-        assert notes == ["a Ray worker could not be started, 1 are left: image 3: empty file\nimage 7: no such file"]
+    notes: list[str] = []
+    with PoolExecutor(RayWorkers(HalfReady(tmp_path), None, 2, 1), note=notes.append) as pool:
+        while not told(notes):  # the other worker may have done everything before the refusal is heard of
+            assert lengths(run(pool, "a", "bb", "ccc")) == [1, 2, 3]
+        text = "a worker could not be started, 1 are left: image 3: empty file\nimage 7: no such file"
+        assert told(notes) == [text]
 
 
 @pytest.mark.slow
-def test_workers_that_never_start_end_the_search_with_the_reason(cluster: Path) -> None:
-    said = "no Ray worker could be started: RuntimeError: no module named nonsense at seat 0 of 1"
-    with RayEvaluator(fails, workers=1, threads=1) as evaluator:
-        with pytest.raises(SearchError, match=said):
-            evaluator.evaluate(named("a"))
-        with pytest.raises(SearchError, match="expected Ray workers, got none"):
-            evaluator.evaluate(named("a"))
+def test_workers_that_never_start_end_the_run_with_the_reason(cluster: Path) -> None:
+    said = "no worker could be started: RuntimeError: no module named nonsense at seat 0 of 1"
+    with PoolExecutor(RayWorkers(fails, None, 1, 1)) as pool, pytest.raises(SearchError, match=said):
+        run(pool, "a")
 
 
 @pytest.mark.slow
 def test_more_workers_than_fit_are_refused(cluster: Path) -> None:
     with pytest.raises(SearchError, match="expected 5 workers with 1 CPUs each"):
-        RayEvaluator(fails, workers=5, threads=1)
+        RayWorkers(fails, None, 5, 1)
     assert ray.is_initialized(), "what was not started here is not stopped here"
 
 
@@ -225,23 +225,7 @@ def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch: pytest.
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(SearchError, match=f"no Ray cluster answers at {address}"):
-        RayEvaluator(fails)
-
-
-def test_a_broken_device_costs_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After a device-side fault every later result of a process is worthless, those that look like failures too."""
-
-    def broken(device: torch.device) -> None:
-        raise RuntimeError(f"{device}: an illegal memory access was encountered\nCompile with ...")
-
-    worker = Worker()
-    worker.start(Scripted(tmp_path), Seat(0, 1, "cuda"), threads=torch.get_num_threads())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    assert worker.evaluate(named("aa"), ())[0].ap == 2
-    monkeypatch.setattr(torch.cuda, "synchronize", broken)
-    for name in ("aa", "broken"):
-        with pytest.raises(DeviceLostError, match=r"illegal memory access was encountered$"):
-            worker.evaluate(named(name), ())
+        RayWorkers(fails, None, None, 1)
 
 
 LATE = """
@@ -287,22 +271,24 @@ TERMS = [
 
 @pytest.mark.slow
 def test_workers_find_what_one_process_finds(
-    cluster: Path, tiny_module_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    cluster: Path, plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, failures included, although candidates have other company."""
     (cluster / "late_faults.py").write_text(LATE)
     monkeypatch.syspath_prepend(str(cluster))
-    proxy, train = tiny_module_run["proxy"] | {"draws": 64}, tiny_module_run["train"] | {"lr": 0.01}
-    changes = {"proxy": proxy, "train": train, "threads": 1, "plugins": ["late_faults"]}
-    plan = make_plan(parse_config(tiny_module_run | changes))
-    plan.teacher.eval().requires_grad_(False)
+    plan = plan_of(proxy={"draws": 64}, train={"lr": 0.01}, plugins=["late_faults"])
     folder = plan.config.folder
     folder.mkdir(parents=True)
-    policies = [Policy([Term(*term)]) for term in TERMS]
-    local = local_evaluator(plan, folder, Silence()).evaluate(policies)
-    states = [result.state for result in local]
+    tasks = {
+        str(place): Task(SEARCH, Policy([Term(*term)]), 0, screened=True, label=term[2])
+        for place, term in enumerate(TERMS)
+    }
+    local = {outcome.key: outcome.result for outcome in make_trainer(plan, folder, print).run(tasks)}
+    states = [local[key].state for key in tasks]
     assert states == [State.COMPLETE] * 3 + [State.FAILED] * 2 + [State.FILTERED]
-    assert len({result.ap for result in local[:3]}) == 3, "otherwise equality says little"
-    with RayEvaluator(WorkerRecipe.of(plan, folder), population=2, workers=2, threads=1) as evaluator:
-        found = evaluator.evaluate(policies)
-    assert [replace(result, seconds=0.0) for result in found] == [replace(result, seconds=0.0) for result in local]
+    assert len({local[key].ap for key in "012"}) == 3, "otherwise equality says little"
+    with PoolExecutor(RayWorkers(WorkerRecipe.of(plan, folder), None, 2, 1), population=2) as pool:
+        results = {outcome.key: outcome.result for outcome in pool.run(tasks)}
+    assert {key: replace(result, seconds=0.0) for key, result in results.items()} == {
+        key: replace(result, seconds=0.0) for key, result in local.items()
+    }

@@ -100,7 +100,7 @@ def test_another_fingerprint_is_never_read_and_its_files_go(files, batch, tensor
     assert not files.folder.exists() and other.used == 0
     shutil.move(stray, other.path(0, 0))
     assert other.read(0, 0, batch(0), responses=True) is None
-    assert "belongs to another teacher or setup" in notes[0]
+    assert "belongs to another teacher or setting" in notes[0]
 
 
 @pytest.mark.parametrize("place", [3, 40, -1, None])

@@ -127,14 +127,14 @@ def test_a_stop_is_remembered_over_a_resume(setup, same, observer, tmp_path):
     candidates, states = [StudentSpec("a", FITNETS), StudentSpec("b", Policy())], StateFiles(tmp_path, every=0)
     whole = train_population(setup(epochs=3), candidates, seed=0)
 
-    def kill(epoch):
-        if epoch == 1:
+    def kill(student, _):
+        if student.steps == STEPS + 1:
             raise KilledError
 
     first = Rungs((1, 2), lambda rung, aps: {"b": "it lost"})
     with pytest.raises(KilledError):
         train_population(
-            setup(epochs=3), candidates, seed=0, states=states, rungs=first, observer=observer(on_epoch=kill)
+            setup(epochs=3), candidates, seed=0, states=states, rungs=first, observer=observer(on_step=kill)
         )
     arrivals, steps = [], Counter()
     second = Rungs((1, 2), lambda rung, aps: arrivals.append((rung, list(aps))) or {})

@@ -33,13 +33,15 @@ def machine() -> dict[str, float]:
 def local_seats(device: str | None, workers: int | None, threads: int) -> list[Seat]:
     """The places of workers on this machine: one per GPU, or without GPUs one per ``threads`` cores.
 
+    A single device that is named serves one worker, or as many as are asked for.
+
     Raises:
         SearchError: the machine has too little for that.
     """
+    if device not in (None, "cpu", "cuda"):
+        return [Seat(number, workers or 1, device, threads) for number in range(workers or 1)]
     resources = machine()
-    if device not in (None, "cuda"):  # one device named for all
-        resources["GPU"] = 0
-    shares = share([resources], None if device == "cuda" else device, workers, threads)
+    shares = share([resources], device, workers, threads)
     gpus = int(resources["GPU"])
     devices = [
         f"cuda:{number % gpus}" if shares.device == "cuda" else shares.device for number in range(shares.workers)

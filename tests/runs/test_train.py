@@ -11,78 +11,79 @@ from typing import Any
 
 import pytest
 import yaml
-from detkds.runs.single import distill, find_policy, train_plain
 from safetensors.torch import load_file
 
+from detkds.config import RunConfig
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError, UserError
 from detkds.policy import Policy, Term
-from detkds.runs import single
-from detkds.training import loop
+from detkds.progress import Progress
+from detkds.runs.train import SingleTraining, find_policy, run_distill, run_train
+from detkds.training.checkpoint import StateFiles
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what has been trained."""
-    names: list[str] = []
-    real = single.train_candidates
-
-    def counted(setting: Any, candidates: Any, **options: Any) -> Any:
-        names.extend(candidate.name for candidate in candidates)
-        return real(setting, candidates, **options)
-
-    monkeypatch.setattr(single, "train_candidates", counted)
-    return names
+def distill(config: RunConfig, policy: str | Path, seed: int | None, progress: Progress) -> SingleTraining:
+    done = run_distill(config, policy, seed, progress)
+    assert done is not None
+    return done
 
 
-def test_a_finished_training_is_not_repeated(tiny_run: dict[str, Any], heard: Any, trainings: list[str]) -> None:
+def record_of(done: SingleTraining) -> dict[str, Any]:
+    return json.loads(done.weights.with_suffix(".json").read_text())
+
+
+def test_a_finished_training_is_not_repeated(tiny_run: dict[str, Any], heard: Any, trainings: Any) -> None:
     config = parse_config(tiny_run)
     first = distill(config, "pkd", None, heard)
     again = distill(config, "pkd", None, heard)
-    assert trainings == ["pkd"]
-    assert again.metrics == first.metrics
+    assert trainings == [("teacher", 0), ("pkd", 0)]
+    assert again == first
     assert first.weights.exists()
-    assert not list(first.weights.parent.glob("*.state"))
+    assert not list(config.folder.rglob("*.state"))
     distill(config, "pkd", 5, heard)
-    assert trainings == ["pkd", "pkd"]
+    assert trainings[2:] == [("pkd", 5)]
     assert heard.stages[0] == ("teacher", 1)
     assert heard.stages[-1] == ("pkd, seed 5", 1)
 
 
 def test_another_policy_of_the_same_name_is_trained_anew(
-    tiny_run: dict[str, Any], heard: Any, trainings: list[str], tmp_path: Path
+    tiny_run: dict[str, Any], heard: Any, trainings: Any, tmp_path: Path
 ) -> None:
     config = parse_config(tiny_run)
     path = tmp_path / "mine.yaml"
-    for weight in (1.0, 2.0):
+    records = []
+    for weight in (1.0, 2.0, 1.0):
         path.write_text(Policy([Term("global", (), "l2", weight)]).to_yaml())
         done = distill(config, path, 0, heard)
-        record = json.loads(done.weights.with_suffix(".json").read_text())
-        assert record["key"] == f"global: - | l2 x {weight:g}"
-        assert record["policy"]["terms"][0]["weight"] == weight
-    assert trainings == ["mine", "mine"]
+        records.append((record_of(done), load_file(done.weights)))
+        assert records[-1][0]["policy"]["terms"][0]["weight"] == weight
+    assert trainings[1:] == [("mine", 0), ("mine", 0)]
+    (first, weights), (second, others), (third, again) = records
+    assert first["key"] != second["key"] and first == third
+    assert all(weights[name].equal(again[name]) for name in weights)
+    assert not all(weights[name].equal(others[name]) for name in weights)
 
 
 def test_an_interrupted_training_goes_on_and_ends_the_same(
-    tiny_run: dict[str, Any], heard: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_run: dict[str, Any], heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_run["train"] = {**tiny_run["train"], "epochs": 3}
     whole = distill(parse_config({**tiny_run, "name": "whole"}), "pkd", 0, heard)
     config = parse_config(tiny_run)
-    real = loop.save_state
+    real = StateFiles.save
 
-    def killed_after_the_second(path: Path, members: Any, epochs_done: int) -> None:
-        real(path, members, epochs_done)
-        if path.parent.name == "distill" and epochs_done == 2:
+    def killed_after_the_second(self: StateFiles, students: Any, epochs: int, *, last: bool = False) -> None:
+        real(self, students, epochs, last=True)
+        if epochs == 2 and students[0].distils:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_state", killed_after_the_second)
+    monkeypatch.setattr(StateFiles, "save", killed_after_the_second)
     with pytest.raises(KeyboardInterrupt):
         distill(config, "pkd", 0, heard)
-    monkeypatch.setattr(loop, "save_state", real)
-    assert not list((tmp_path / "runs/tiny/distill").glob("*.safetensors"))
+    monkeypatch.setattr(StateFiles, "save", real)
+    assert not list(config.folder.glob("distill/*.safetensors")) and len(list(config.folder.rglob("*.2.state"))) == 1
     resumed = distill(config, "pkd", 0, heard)
     assert resumed.metrics == whole.metrics
     ours, theirs = load_file(resumed.weights), load_file(whole.weights)
@@ -93,7 +94,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
 
 def test_a_relative_weight_is_turned_into_an_absolute_one(tiny_run: dict[str, Any], heard: Any) -> None:
     done = distill(parse_config(tiny_run), "fitnets-gradient", 0, heard)
-    (term,) = json.loads(done.weights.with_suffix(".json").read_text())["policy"]["terms"]
+    (term,) = record_of(done)["policy"]["terms"]
     assert term["weight"] > 0
     assert "weighting" not in term
 
@@ -115,15 +116,18 @@ def test_the_policy_of_the_search_is_the_default(tiny_run: dict[str, Any]) -> No
 def test_a_teacher_that_is_not_to_be_trained(tiny_run: dict[str, Any], heard: Any, teacher: Any, said: str) -> None:
     tiny_run["teacher"] = {**tiny_run["teacher"], **teacher}
     with pytest.raises(UserError, match=said):
-        train_plain(parse_config(tiny_run), "teacher", None, heard)
+        run_train(parse_config(tiny_run), "teacher", None, heard)
 
 
 def test_the_student_of_another_seed_is_another(tiny_run: dict[str, Any], heard: Any) -> None:
     config = parse_config(tiny_run)
-    one, other = (train_plain(config, "student", seed, heard) for seed in (0, 1))
-    assert one.weights.read_bytes() != other.weights.read_bytes()
+    one, other = (run_train(config, "student", seed, heard) for seed in (0, 1))
+    ours, theirs = load_file(one.weights), load_file(other.weights)
+    assert not all(ours[name].equal(theirs[name]) for name in ours)
     assert [stage for stage, _ in heard.stages] == ["student, seed 0", "student, seed 1"]
     assert heard.done == [1, 1]
+    again = run_train(config, "student", 1, heard)
+    assert again == other
 
 
 @pytest.mark.slow

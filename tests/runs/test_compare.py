@@ -6,33 +6,26 @@ import json
 from typing import Any
 
 import pytest
-from detkds.runs.compare_policies import compare_policies
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
-from detkds.runs import comparison, step_cost
+from detkds.runs import step_cost
+from detkds.runs.compare import run_compare
 
 
 def test_policies_are_trained_once_per_seed_and_not_again(
-    tiny_run: dict[str, Any], heard: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    tiny_run: dict[str, Any], heard: Any, trainings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    trained: list[tuple[str, int]] = []
-    real = comparison.train_in_populations
-
-    def counted(setting: Any, candidates: Any, *, seed: int, **options: Any) -> Any:
-        trained.extend((candidate.name, seed) for candidate in candidates)
-        return real(setting, candidates, seed=seed, **options)
-
-    monkeypatch.setattr(comparison, "train_in_populations", counted)
     monkeypatch.setattr(step_cost, "WARM_UP", 1)
     monkeypatch.setattr(step_cost, "TIMED", 2)
     config = parse_config(tiny_run)
     mine = tmp_path / "mine.yaml"
     mine.write_text(Policy([Term("global", (), "l1", 1.0)]).to_yaml())
-    found = compare_policies(config, ["pkd", str(mine)], heard)
+    found = run_compare(config, ["pkd", str(mine)], heard)
     names = ["plain", "plain, inherited", "pkd", str(mine)]
-    assert sorted(trained) == sorted((name, seed) for name in names for seed in (0, 1))
+    assert trainings[0] == ("teacher", 0)
+    assert sorted(trainings[1:]) == sorted((name, seed) for name in names for seed in (0, 1))
     assert [row["name"] for row in found["rows"]] == ["teacher", *names]
     assert all(row["to_plain"] for row in found["rows"][2:]) and found["verdict"]
     written = json.loads((config.folder / "comparison.json").read_text())
@@ -43,9 +36,9 @@ def test_policies_are_trained_once_per_seed_and_not_again(
     assert costs["pkd"]["losses_mb"] > costs["plain"]["losses_mb"] == 0
     picture = (config.folder / "comparison.svg").read_text()
     assert picture.startswith("<svg") and "var(--" not in picture and "pkd" in picture and "x step, +" in picture
-    trained.clear()
-    again = compare_policies(config, ["pkd", str(mine), "cwd"], heard)
-    assert sorted(trained) == [("cwd", 0), ("cwd", 1)]
+    trainings.clear()
+    again = run_compare(config, ["pkd", str(mine), "cwd"], heard)
+    assert sorted(trainings) == [("cwd", 0), ("cwd", 1)]
     assert [(row["ap"], row["cost"]) for row in again["rows"][:5]] == [
         (row["ap"], row["cost"]) for row in found["rows"]
     ]
@@ -54,6 +47,6 @@ def test_policies_are_trained_once_per_seed_and_not_again(
 def test_all_unknown_policies_are_named_before_anything_is_trained(tiny_run: dict[str, Any], heard: Any) -> None:
     config = parse_config(tiny_run)
     with pytest.raises(ConfigError) as caught:
-        compare_policies(config, ["pkdd", "cwdd"], heard)
+        run_compare(config, ["pkdd", "cwdd"], heard)
     assert "pkdd" in str(caught.value) and "cwdd" in str(caught.value)
     assert not config.folder.exists()
