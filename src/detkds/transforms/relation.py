@@ -75,7 +75,8 @@ class Affinity(Transform):
         weight = pair.weight
         if weight is not None:
             weight = weight.amax(1, keepdim=True).expand(len(pair.student), -1, *pair.student.shape[2:])
-            pair = pair.map(lambda tensor: tensor * (weight > 0))
+            counts = weight > 0
+            pair = pair.map(lambda tensor: tensor * counts)
         side = next(n for n in itertools.count(1) if self._fits(pair.student.shape[2:], n))
         if side > 1:
             pair = pair.map(lambda tensor: avg_pool2d(tensor, side, ceil_mode=True))
