@@ -23,19 +23,22 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "detkds"
 
 FLOORS = {
-    **dict.fromkeys(("registry", "errors", "arguments"), 0),
-    **dict.fromkeys(("structures", "protocols", "term_fields", "policy", "canonical", "config", "config_file"), 1),
+    **dict.fromkeys(("registry", "errors", "arguments", "yaml_reader"), 0),
+    **dict.fromkeys(("structures", "protocols", "term_schema", "policy", "canonical", "config", "config_file"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export"), 4),
-    **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
+    **dict.fromkeys(
+        ("runs", "report", "cli", "__main__", "testing", "detkds"), 5
+    ),  # detkds: the public names of __init__.py
 }
 NEIGHBOURS = {
     "registry": {"errors"},
+    "yaml_reader": {"errors"},
     "protocols": {"structures"},
-    "term_fields": {"protocols", "structures"},
-    "policy": {"protocols", "structures", "term_fields", "canonical"},
-    "canonical": {"structures", "policy"},
+    "term_schema": {"protocols", "structures"},
+    "policy": {"protocols", "structures", "term_schema", "canonical"},
+    "canonical": {"protocols"},
     "config": {"structures", "policy", "canonical"},
     "config_file": {"config"},
     "knowledge": {"alignment", "adapters"},

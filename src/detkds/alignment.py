@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
+from torchvision.ops import box_convert, generalized_box_iou
 
 from detkds.structures import Branch, Branches, DetectorInfo, DetectorOutput
 
@@ -62,15 +65,11 @@ def match_levels(student: DetectorInfo, teacher: DetectorInfo) -> dict[str, Leve
             pairs.append((name, name if name in equal else equal[0]))
     if not pairs:
         pairs = _nearest_levels(student, teacher)
-    return {
-        ours: LevelMatch(
-            ours,
-            theirs,
-            (student.features[ours].stride, teacher.features[theirs].stride),
-            (student.features[ours].channels, teacher.features[theirs].channels),
-        )
-        for ours, theirs in pairs
-    }
+    matches = {}
+    for name, teacher_name in pairs:
+        own, wanted = student.features[name], teacher.features[teacher_name]
+        matches[name] = LevelMatch(name, teacher_name, (own.stride, wanted.stride), (own.channels, wanted.channels))
+    return matches
 
 
 def _nearest_levels(student: DetectorInfo, teacher: DetectorInfo) -> list[tuple[str, str]]:
@@ -78,11 +77,10 @@ def _nearest_levels(student: DetectorInfo, teacher: DetectorInfo) -> list[tuple[
         return abs(math.log2(student.features[pair[0]].stride / teacher.features[pair[1]].stride))
 
     chosen: dict[str, str] = {}
-    candidates = [(ours, theirs) for ours in student.features for theirs in teacher.features]
-    for ours, theirs in sorted(candidates, key=octaves):
-        if octaves((ours, theirs)) <= 1 and ours not in chosen and theirs not in chosen.values():
-            chosen[ours] = theirs
-    return [(ours, chosen[ours]) for ours in student.features if ours in chosen]
+    for level, teacher_level in sorted(product(student.features, teacher.features), key=octaves):
+        if octaves((level, teacher_level)) <= 1 and level not in chosen and teacher_level not in chosen.values():
+            chosen[level] = teacher_level
+    return [(level, chosen[level]) for level in student.features if level in chosen]
 
 
 def response_mismatch(student: DetectorInfo, teacher: DetectorInfo, *, boxes: bool = False) -> str | None:
@@ -117,7 +115,7 @@ def align_responses(
     else:
         names = levels if kind == "dense" else {key: key for key in teacher.logits}
         given = {
-            field: {ours: getattr(teacher, field)[theirs] for ours, theirs in names.items() if theirs in values}
+            field: {level: values[teacher_level] for level, teacher_level in names.items() if teacher_level in values}
             for field in RESPONSES
             if (values := getattr(teacher, field)) is not None
         }
@@ -142,14 +140,16 @@ class _AlignedBranches:
         return self._renamed(self.branches.before(branch, after))
 
     def finish(self, branch: Branch, after: int, maps: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        answer = self.branches.finish(branch, after, {self.levels[ours]: one for ours, one in maps.items()})
-        found = {name: self._renamed(values) for name, values in answer.items()}
-        if self.columns is not None and "logits" in found:
-            found["logits"] = _each(found["logits"], lambda tensor: tensor[:, self.columns])
-        return found
+        own_maps = {self.levels[level]: tensor for level, tensor in maps.items()}
+        responses = {
+            name: self._renamed(values) for name, values in self.branches.finish(branch, after, own_maps).items()
+        }
+        if self.columns is not None and "logits" in responses:
+            responses["logits"] = _each(responses["logits"], lambda tensor: tensor[:, self.columns])
+        return responses
 
     def _renamed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {ours: values[theirs] for ours, theirs in self.levels.items() if theirs in values}
+        return {level: values[own_level] for level, own_level in self.levels.items() if own_level in values}
 
 
 def _responses_at(student: DetectorOutput, teacher: DetectorOutput) -> dict[str, dict[str, Tensor]]:
@@ -177,7 +177,7 @@ def _select_classes(output: DetectorOutput, columns: list[int]) -> DetectorOutpu
 
 def _matched_queries(student: DetectorOutput, teacher: DetectorOutput) -> tuple[DetectorOutput, DetectorOutput]:
     """Both outputs with the rows of the queries that predict the most alike, each used once."""
-    images, ours, theirs = match_queries(student, teacher)
+    images, student_queries, teacher_queries = match_queries(student, teacher)
 
     def rows(output: DetectorOutput, queries: Tensor) -> DetectorOutput:
         return replace(
@@ -188,7 +188,7 @@ def _matched_queries(student: DetectorOutput, teacher: DetectorOutput) -> tuple[
             },
         )
 
-    return rows(student, ours), rows(teacher, theirs)
+    return rows(student, student_queries), rows(teacher, teacher_queries)
 
 
 @torch.no_grad()
@@ -204,46 +204,31 @@ def match_queries(student: DetectorOutput, teacher: DetectorOutput) -> tuple[Ten
     Source: DETRDistill (Chang et al., ICCV 2023), section 3.2, whose weights these are.
     """
     cost = _query_costs(student, teacher).cpu().numpy()
-    found = [linear_sum_assignment(one) for one in cost]
-    device = student.logits["query"].device
-    images = torch.tensor([image for image, (rows, _) in enumerate(found) for _ in rows], device=device)
-    ours, theirs = (
-        torch.tensor([int(query) for pair in found for query in pair[side]], device=device) for side in (0, 1)
+    matches = [
+        (image, row, column)
+        for image, costs in enumerate(cost)
+        for row, column in zip(*map(np.ndarray.tolist, linear_sum_assignment(costs)), strict=True)
+    ]
+    images, student_queries, teacher_queries = (
+        torch.tensor(matches, dtype=torch.int64, device=student.logits["query"].device).view(-1, 3).unbind(1)
     )
-    return images.long(), ours.long(), theirs.long()
+    return images, student_queries, teacher_queries
 
 
 def _query_costs(student: DetectorOutput, teacher: DetectorOutput) -> Tensor:
     """``(N, Q, Q')``."""
-    ours, theirs = (output.logits["query"].float().transpose(1, 2) for output in (student, teacher))
+    logits, teacher_logits = (output.logits["query"].float().transpose(1, 2) for output in (student, teacher))
     if student.layout.activation == "softmax":
-        classes = -log_softmax(ours, 2) @ torch.softmax(theirs, 2).transpose(1, 2)
+        classes = -log_softmax(logits, 2) @ torch.softmax(teacher_logits, 2).transpose(1, 2)
     else:
-        wanted = torch.sigmoid(theirs).transpose(1, 2)
-        classes = -(logsigmoid(ours) @ wanted + logsigmoid(-ours) @ (1 - wanted))
-    scale = student.image_sizes.to(ours).flip(1).repeat(1, 2)[:, None]  # (N, 1, 4): width, height, width, height
+        wanted = torch.sigmoid(teacher_logits).transpose(1, 2)
+        classes = -(logsigmoid(logits) @ wanted + logsigmoid(-logits) @ (1 - wanted))
+    scale = student.image_sizes.to(logits).flip(1).repeat(1, 2)[:, None]  # (N, 1, 4): width, height, width, height
     boxes = [output.boxes["query"].float().transpose(1, 2) / scale for output in (student, teacher)]
-    l1 = torch.cdist(_centred(boxes[0]), _centred(boxes[1]), p=1)
-    cost = _CLASS_COST * classes + _L1_COST * l1 + _GIOU_COST * (1 - _giou(*boxes))
+    l1 = torch.cdist(*(box_convert(corners, "xyxy", "cxcywh") for corners in boxes), p=1)
+    giou = torch.stack([generalized_box_iou(*pair) for pair in zip(*boxes, strict=True)])
+    cost = _CLASS_COST * classes + _L1_COST * l1 + _GIOU_COST * (1 - giou)
     return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)  # a diverging student is reported by its losses
-
-
-def _centred(boxes: Tensor) -> Tensor:
-    return torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]), -1)
-
-
-def _giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """``(N, Q, 4)`` and ``(N, Q', 4)`` to ``(N, Q, Q')``; Rezatofighi et al., CVPR 2019."""
-    ours, theirs = boxes[:, :, None], others[:, None]
-
-    def area(low: Tensor, high: Tensor) -> Tensor:
-        return (high - low).clamp_min(0).prod(-1)
-
-    inner = area(torch.maximum(ours[..., :2], theirs[..., :2]), torch.minimum(ours[..., 2:], theirs[..., 2:]))
-    outer = area(torch.minimum(ours[..., :2], theirs[..., :2]), torch.maximum(ours[..., 2:], theirs[..., 2:]))
-    union = area(ours[..., :2], ours[..., 2:]) + area(theirs[..., :2], theirs[..., 2:]) - inner
-    tiny = torch.finfo(inner.dtype).eps
-    return inner / union.clamp_min(tiny) - (outer - union) / outer.clamp_min(tiny)
 
 
 def _each(values: Mapping[str, Tensor], function: Any) -> dict[str, Tensor]:

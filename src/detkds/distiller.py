@@ -45,11 +45,11 @@ class Distiller(nn.Module):
         self.seed = seed
         self.total_steps = total_steps
         self.step = 0
-        ours, theirs = _describe(student), _describe(teacher)
-        check_pair(policy, ours, theirs)
+        student, teacher = _describe(student), _describe(teacher)
+        check_pair(policy, student, teacher)
         _check_schedules(policy, total_steps)
-        self.layouts = ours.layout, theirs.layout
-        self.levels = match_levels(ours, theirs)
+        self.layouts = student.layout, teacher.layout
+        self.levels = match_levels(student, teacher)
         self.strides = {level: match.strides[1] for level, match in self.levels.items()}
         self.adapters, self.learned = nn.ModuleDict(), nn.ModuleDict()
         self._build_learned(torch.Generator().manual_seed(seed))
@@ -57,7 +57,7 @@ class Distiller(nn.Module):
     @property
     def reads_responses(self) -> bool:
         """Whether some term reads the head's responses, not the features alone."""
-        return any(term.knowledge.reads_responses for term in self.policy)  # type: ignore[union-attr]
+        return any(term.knowledge.reads_responses for term in self.policy)
 
     def forward(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target] | None = None
@@ -91,24 +91,24 @@ class Distiller(nn.Module):
                     knowledge = learned.get(_learned_name(term, levels), term.knowledge)
                     generator.manual_seed(draw)
                     inputs = KnowledgeInput(adapted[adapter], teacher, targets, levels, generator)
-                    pairs[source] = list(knowledge(inputs))  # type: ignore[operator]
+                    pairs[source] = list(knowledge(inputs))
                     _check_shapes(term, pairs[source])
-                share = term.schedule(step, self.total_steps)  # type: ignore[operator]
+                share = term.schedule(step, self.total_steps)
                 loss = term_loss(term, pairs[source], generator.manual_seed(draw))
                 losses[_unused(term.label, losses)] = loss if share == 1 else share * loss
         return losses
 
     def _align(self, student: DetectorOutput, teacher: DetectorOutput) -> tuple[DetectorOutput, DetectorOutput]:
         """Both outputs in full precision, under the student's level names, the teacher's without gradient."""
-        ours, theirs = {}, {}
+        student_features, teacher_features = {}, {}
         for level in self._feature_levels():
-            theirs[level] = _full(_at(teacher.features, self.levels[level].teacher, "teacher")).detach()
-            feature, size = _full(_at(student.features, level, "student")), theirs[level].shape[-2:]
+            wanted = _full(_at(teacher.features, self.levels[level].teacher, "teacher")).detach()
+            feature, size = _full(_at(student.features, level, "student")), wanted.shape[-2:]
             if feature.shape[-2:] != size:
                 feature = functional.interpolate(feature, size, mode="bilinear", align_corners=False)
-            ours[level] = feature
-        student = replace(student, features=ours, layout=self.layouts[0])
-        teacher = replace(teacher, features=theirs, layout=self.layouts[1])
+            student_features[level], teacher_features[level] = feature, wanted
+        student = replace(student, features=student_features, layout=self.layouts[0])
+        teacher = replace(teacher, features=teacher_features, layout=self.layouts[1])
         if not self.reads_responses:
             return student, teacher
         levels = {name: match.teacher for name, match in self.levels.items() if not match.resized}
@@ -117,7 +117,7 @@ class Distiller(nn.Module):
     def _adapt(self, features: Mapping[str, Tensor], term: Term, generator: torch.Generator) -> dict[str, Tensor]:
         """The student's maps after a term's adapter."""
         adapted = dict(features)
-        given = (generator,) if term.adapter.draws else ()  # type: ignore[union-attr]
+        given = (generator,) if term.adapter.draws else ()
         for level, feature in features.items():
             name = _adapter_name(level, expression(term.adapter))
             if name in self.adapters:
@@ -127,18 +127,19 @@ class Distiller(nn.Module):
     def _build_learned(self, generator: torch.Generator) -> None:
         """The adapters and the learned parts of every term; what two terms have in common is learned once."""
         reading = [term for term in self.policy if _reads_features(term)]
-        for adapter in sorted({expression(term.adapter) for term in reading}, key=lambda one: (one != "auto", one)):
+        adapters = {expression(term.adapter) for term in reading}
+        for adapter in sorted(adapters, key=lambda adapter: (adapter != "auto", adapter)):
             terms = [term for term in reading if expression(term.adapter) == adapter]
             for level, match in self.levels.items():
                 if any(level in self._levels_of(term) for term in terms):
-                    module = terms[0].adapter.build(*match.channels, generator)  # type: ignore[union-attr]
+                    module = terms[0].adapter.build(*match.channels, generator)
                     if module is not None:
                         self.adapters[_adapter_name(level, adapter)] = module
         for term in self.policy:
             levels = self._levels_of(term)
             channels = {level: self.levels[level].channels[1] for level in levels}
             if (name := _learned_name(term, levels)) not in self.learned:
-                module = term.knowledge.learned(channels, generator)  # type: ignore[union-attr]
+                module = term.knowledge.learned(channels, generator)
                 if module is not None:
                     self.learned[name] = module
 
@@ -165,19 +166,19 @@ def term_loss(term: Term, pairs: Sequence[Pair], generator: torch.Generator | No
     for pair in pairs:
         pair = replace(pair, generator=generator)
         for transform in term.transforms:
-            pair = replace(transform(pair), kind=transform.kinds[pair.kind])  # type: ignore[operator,union-attr]
-        total = total + pair.factor * term.distance(pair)  # type: ignore[operator]
+            pair = replace(transform(pair), kind=transform.kinds[pair.kind])
+        total = total + pair.factor * term.distance(pair)
     return term.weight * total
 
 
 def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
     """Raise a ``PairError`` that names every term the pair cannot serve and why; return quietly where it serves all."""
-    ours, theirs = _describe(student), _describe(teacher)
+    student, teacher = _describe(student), _describe(teacher)
     faults = Faults(f"policy {policy.name!r}" if policy.name else "policy")
-    common = match_levels(ours, theirs)
+    common = match_levels(student, teacher)
     for term in policy:
-        refusal = None if common else _no_common_level(ours, theirs)
-        if refusal := refusal or _refusal(term, ours, theirs):
+        refusal = None if common else _no_common_level(student, teacher)
+        if refusal := refusal or _refusal(term, student, teacher):
             faults.add(f"term '{term}' cannot be distilled between these detectors: {refusal}")
         if term.weighting != "absolute":
             faults.add(f"term '{term}': its weight is relative to the task's gradient; calibrate the policy first")
@@ -189,7 +190,7 @@ def check_pair(policy: Policy, student: Described, teacher: Described) -> None:
 def _refusal(term: Term, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
     """The first piece's reason why it cannot serve this pair; None where all can."""
     pieces = (term.knowledge, *term.transforms)
-    reasons = (piece.refusal(student, teacher) for piece in pieces)  # type: ignore[union-attr]
+    reasons = (piece.refusal(student, teacher) for piece in pieces)
     return next((reason for reason in reasons if reason), None)
 
 
@@ -209,13 +210,13 @@ def _describe(source: Described) -> DetectorInfo:
 def _check_schedules(policy: Policy, total_steps: int | None) -> None:
     faults = Faults(f"policy {policy.name!r}" if policy.name else "policy")
     for term in policy:
-        if term.schedule.needs_total and total_steps is None:  # type: ignore[union-attr]
+        if term.schedule.needs_total and total_steps is None:
             faults.add(f"term '{term}': its schedule counts from the end; give the distiller total_steps")
     faults.raise_as(PairError)
 
 
 def _reads_features(term: Term) -> bool:
-    return term.knowledge.yields == "feature"  # type: ignore[union-attr]
+    return term.knowledge.yields == "feature"
 
 
 def _learned_name(term: Term, levels: Mapping[str, float]) -> str:

@@ -10,8 +10,10 @@ round-trip through YAML::
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -23,7 +25,8 @@ from detkds.canonical import canonical_steps
 from detkds.errors import Faults, PolicyError, unknown_name
 from detkds.protocols import Adapter, Distance, Knowledge, Schedule, Transform
 from detkds.registry import expression
-from detkds.term_fields import OPTIONAL_PIECES, checked_fields
+from detkds.term_schema import OPTIONAL_PIECES, checked_fields
+from detkds.yaml_reader import Lines, parse_yaml, read_yaml
 
 Weighting = Literal["absolute", "gradient"]
 
@@ -34,12 +37,12 @@ _DESCRIPTIONS = ("policy", "source", "formula", "fidelity")
 """The keys of a policy file that describe it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Term:
     """One distillation loss.
 
     Attributes:
-        knowledge, transforms, distance: registered pieces, or the expressions that name them.
+        knowledge, transforms, distance: registered pieces; expressions that name them are taken too.
         weight: finite and >= 0; what the loss is multiplied by.
         weighting: ``absolute``, or ``gradient``: the weight is then the wanted ratio between this term's gradient
             on the student's features and the task's, and calibration turns it into an absolute one before training.
@@ -51,28 +54,29 @@ class Term:
         PolicyError: listing every fault of the term.
     """
 
-    knowledge: Knowledge | str
-    transforms: Sequence[Transform | str] = ()
-    distance: Distance | str = "l2"
-    weight: float = 1.0
-    weighting: Weighting = "absolute"
-    levels: tuple[str, ...] = ()
-    adapter: Adapter | str = "auto"
-    schedule: Schedule | str = "constant"
+    knowledge: Knowledge
+    transforms: tuple[Transform, ...]
+    distance: Distance
+    weight: float
+    weighting: Weighting
+    levels: tuple[str, ...]
+    adapter: Adapter
+    schedule: Schedule
 
-    def __post_init__(self) -> None:
-        fields, faults = checked_fields(
-            {
-                "knowledge": self.knowledge,
-                "transforms": self.transforms,
-                "distance": self.distance,
-                "weight": self.weight,
-                "weighting": self.weighting,
-                "levels": self.levels,
-                "adapter": self.adapter,
-                "schedule": self.schedule,
-            }
-        )
+    def __init__(
+        self,
+        knowledge: Knowledge | str,
+        transforms: Sequence[Transform | str] = (),
+        distance: Distance | str = "l2",
+        weight: float = 1.0,
+        weighting: Weighting = "absolute",
+        levels: Sequence[str] = (),
+        adapter: Adapter | str = "auto",
+        schedule: Schedule | str = "constant",
+    ) -> None:
+        """Build the pieces that are given as expressions."""
+        given = locals()
+        fields, faults = checked_fields({field.name: given[field.name] for field in dataclasses.fields(self)})
         if faults:
             raise PolicyError(fault for _, fault in faults)
         for name, value in fields.items():
@@ -81,7 +85,7 @@ class Term:
     @property
     def label(self) -> str:
         """``knowledge/distance``, the name of this term's loss."""
-        return f"{self.knowledge.name}/{self.distance.name}"  # type: ignore[union-attr]
+        return f"{self.knowledge.name}/{self.distance.name}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what a policy file holds for this term."""
@@ -105,8 +109,8 @@ class Term:
 
         A constant factor goes into an absolute weight. A weight relative to the gradient does not feel it.
         """
-        data, levels = self.to_dict(), tuple(sorted(set(self.levels)))
-        transforms, distance, factor = canonical_steps(data["knowledge"], tuple(data["transforms"]), data["distance"])
+        transforms, distance, factor = canonical_steps(self.knowledge, self.transforms, self.distance)
+        levels = tuple(sorted(set(self.levels)))
         weight = self.weight * (factor if self.weighting == "absolute" else 1.0)
         return replace(self, transforms=transforms, distance=distance, weight=weight, levels=levels)
 
@@ -185,17 +189,33 @@ class Policy:
         return {**data, "terms": [term.to_dict() for term in self.terms]}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str = "policy") -> Policy:
+    def from_dict(cls, data: Mapping[str, Any], where: str | Lines = "policy") -> Policy:
         """Build a policy from plain data.
+
+        Args:
+            data: as :meth:`to_dict` gives it; numbers may be written as text.
+            where: how messages call the source; with :class:`~detkds.yaml_reader.Lines`, each names its line.
 
         Raises:
             PolicyError: listing every fault.
         """
-        try:
-            text = yaml.safe_dump(dict(data), sort_keys=False)
-        except yaml.YAMLError as error:
-            raise PolicyError(f"{where}: expected plain data (text, numbers, lists), got {_one_line(error)}") from None
-        return parse_policy(text, where, lines=False)
+        lines = Lines(where, {}) if isinstance(where, str) else where
+        faults = Faults()
+        known = (*_DESCRIPTIONS, "terms")
+        fields = _fields(data, ("terms",), known, "a policy", lines, (), faults)
+        about = {key: _text(fields[key]) for key in _DESCRIPTIONS if key in fields}
+        for key, text in about.items():
+            if not isinstance(text, str):
+                faults.add(f"{lines.at(key)}: {key}: expected text, got {_shown(text)}")
+            elif key == "fidelity" and (fault := _fidelity_fault(text)):
+                faults.add(f"{lines.at(key)}: {fault}")
+        items = fields.get("terms", [])
+        if not isinstance(items, list | tuple):
+            faults.add(f"{lines.at('terms')}: terms: expected a list, got {_shown(items)}")
+            items = []
+        terms = [_read_term(item, index, lines, faults) for index, item in enumerate(items)]
+        faults.raise_as(PolicyError)
+        return cls([Term(**term) for term in terms], name=about.pop("policy", ""), **about)
 
     def to_yaml(self) -> str:
         """The policy as the text of a policy file."""
@@ -220,14 +240,9 @@ def load_policy(name: str | Path) -> Policy:
     shipped = _shipped()
     if str(name) in shipped:
         return parse_policy(shipped[str(name)], f"policies/{name}.yaml")
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
+    if Path(name).suffix not in (".yaml", ".yml"):
         raise PolicyError(unknown_name("policy", name, shipped) + "; or give the path of a .yaml file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{path}: cannot be read as a policy file: {error}") from None
-    return parse_policy(text, str(path))
+    return Policy.from_dict(*read_yaml(name, PolicyError))
 
 
 def list_policies() -> list[str]:
@@ -235,53 +250,17 @@ def list_policies() -> list[str]:
     return sorted(_shipped())
 
 
-def parse_policy(text: str, where: str = "policy", *, lines: bool = True) -> Policy:
+def parse_policy(text: str, where: str = "policy") -> Policy:
     """Parse the text of a policy file.
 
     Args:
         text: YAML.
         where: how messages call the source.
-        lines: whether messages give line numbers.
 
     Raises:
         PolicyError: listing every fault, each with the line it stands in.
     """
-    faults = Faults()
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise PolicyError(f"{where}: not valid YAML: {_one_line(error)}") from None
-
-    def at(node: yaml.Node | None) -> str:
-        return f"{where}:{node.start_mark.line + 1}" if lines and node is not None else where
-
-    fields = _fields(root, ("terms",), (*_DESCRIPTIONS, "terms"), "a policy", faults, at)
-    for key in _DESCRIPTIONS:
-        if key in fields and not isinstance(fields[key], yaml.ScalarNode):
-            faults.add(f"{at(fields[key])}: {key}: expected text, got {_shown(fields[key])}")
-    about = {key: node.value for key, node in fields.items() if key in _DESCRIPTIONS}
-    if isinstance(fields.get("fidelity"), yaml.ScalarNode) and (fault := _fidelity_fault(about["fidelity"])):
-        faults.add(f"{at(fields['fidelity'])}: {fault}")
-    terms: list[Term] = []
-    items = fields.get("terms")
-    if items is not None and not isinstance(items, yaml.SequenceNode):
-        faults.add(f"{at(items)}: terms: expected a list, got {_shown(items)}")
-    for index, node in enumerate(items.value if isinstance(items, yaml.SequenceNode) else ()):
-        entry = _fields(
-            node,
-            ("knowledge", "distance", "weight"),
-            ("knowledge", "transforms", "distance", "weight", "weighting", "levels", *OPTIONAL_PIECES),
-            f"terms[{index}]",
-            faults,
-            at,
-        )
-        values, found = checked_fields({key: _plain(key, child) for key, child in entry.items()})
-        for key, fault in found:
-            faults.add(f"{at(entry.get(key, node))}: terms[{index}]: {fault}")
-        if not faults:
-            terms.append(Term(**values))
-    faults.raise_as(PolicyError)
-    return Policy(terms, name=about.pop("policy", ""), **about)
+    return Policy.from_dict(*parse_yaml(text, where, PolicyError))
 
 
 def _fidelity_fault(fidelity: str) -> str | None:
@@ -292,64 +271,55 @@ def _fidelity_fault(fidelity: str) -> str | None:
     return f"fidelity: expected 'exact', or {words} and what differs, got {fidelity!r}"
 
 
-def _fields(
-    node: yaml.Node | None,
-    required: Sequence[str],
-    known: Sequence[str],
-    what: str,
-    faults: Faults,
-    at: Callable[[yaml.Node | None], str],
-) -> dict[str, yaml.Node]:
-    """The children of a mapping node by key, with every missing, unknown or repeated key recorded as a fault."""
-    if not isinstance(node, yaml.MappingNode):
-        faults.add(f"{at(node)}: {what}: expected a mapping with the keys {', '.join(known)}, got {_shown(node)}")
-        return {}
-    fields: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        if key.value not in known:
-            faults.add(f"{at(key)}: {what}: {unknown_name('key', key.value, known)}")
-        elif key.value in fields:
-            faults.add(f"{at(key)}: {what}: key {key.value!r} is given twice")
-        else:
-            fields[key.value] = value
-    for key in required:
-        if key not in fields:
-            faults.add(f"{at(node)}: {what}: missing key {key!r}")
+def _read_term(data: Any, index: int, lines: Lines, faults: Faults) -> dict[str, Any]:
+    """The fields of a term from plain data, with every fault recorded."""
+    required = ("knowledge", "distance", "weight")
+    known = ("knowledge", "transforms", "distance", "weight", "weighting", "levels", *OPTIONAL_PIECES)
+    what = f"terms[{index}]"
+    entry = dict(_fields(data, required, known, what, lines, ("terms", index), faults))
+    if isinstance(entry.get("weight"), str):
+        with suppress(ValueError):
+            entry["weight"] = float(entry["weight"])  # YAML takes 1e-3, without a point, for text
+    if isinstance(entry.get("levels"), list):
+        entry["levels"] = [_text(level) for level in entry["levels"]]
+    fields, wrong = checked_fields(entry)
+    for key, fault in wrong:
+        faults.add(f"{lines.at('terms', index, key)}: {what}: {fault}")
     return fields
 
 
-def _plain(key: str, node: yaml.Node) -> Any:
-    """The value of a term's field: a number for ``weight``, elsewhere text as it is written, or a list of it."""
-    if isinstance(node, yaml.SequenceNode):
-        return [item.value if isinstance(item, yaml.ScalarNode) else _Unreadable(_shown(item)) for item in node.value]
-    if not isinstance(node, yaml.ScalarNode):
-        return _Unreadable(_shown(node))
-    if key == "weight":
-        try:
-            return float(node.value)
-        except ValueError:
-            return _Unreadable(_shown(node))
-    return node.value
+def _fields(
+    data: Any,
+    required: Sequence[str],
+    known: Sequence[str],
+    what: str,
+    lines: Lines,
+    path: tuple[str | int, ...],
+    faults: Faults,
+) -> Mapping[str, Any]:
+    """The known keys of a mapping, with every missing or unknown key recorded as a fault."""
+    if not isinstance(data, Mapping):
+        keys = ", ".join(known)
+        faults.add(f"{lines.at(*path)}: {what}: expected a mapping with the keys {keys}, got {_shown(data)}")
+        return {}
+    for key in data:
+        if key not in known:
+            faults.add(f"{lines.at(*path, key)}: {what}: {unknown_name('key', key, known)}")
+    for key in required:
+        if key not in data:
+            faults.add(f"{lines.at(*path)}: {what}: missing key {key!r}")
+    return {key: value for key, value in data.items() if key in known}
 
 
-class _Unreadable:
-    """What stands in a file where something else was expected; no field accepts it."""
-
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
-
-    def __repr__(self) -> str:
-        return self.shown
+def _text(value: Any) -> Any:
+    """A number that stands where text is expected, such as the name of a level, as text."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _shown(node: yaml.Node | None) -> str:
-    if isinstance(node, yaml.ScalarNode):
-        return repr(node.value)
-    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping" if node is not None else "nothing"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping | list):
+        return "a mapping" if isinstance(value, Mapping) else "a list"
+    return "nothing" if value is None else repr(value)
 
 
 def _shipped() -> dict[str, str]:

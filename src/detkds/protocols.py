@@ -60,6 +60,11 @@ class Transform(Protocol):
 
     def __call__(self, pair: Pair) -> Pair: ...
 
+    @property
+    def neutral(self) -> bool:
+        """Whether it gives back every pair as it came, so that a term is the same loss without it."""
+        return False
+
     def refusal(self, student: DetectorInfo, teacher: DetectorInfo) -> str | None:
         """Why this pair of detectors cannot be transformed like this; None where it can."""
         return None

@@ -118,9 +118,9 @@ class Layout:
         if "none" in (self.kind, teacher.kind):
             return "one of the detectors offers no responses"
         for name in ("kind", "activation", "anchors") + (("regression", "anchor_key") if boxes else ()):
-            ours, theirs = getattr(self, name), getattr(teacher, name)
-            if ours != theirs:
-                return f"{name.replace('_', ' ')} differs: student {ours}, teacher {theirs}"
+            own, wanted = getattr(self, name), getattr(teacher, name)
+            if own != wanted:
+                return f"{name.replace('_', ' ')} differs: student {own}, teacher {wanted}"
         if self.class_names and teacher.class_names:
             if unknown := [name for name in self.class_names if name not in teacher.class_names]:
                 return f"the teacher does not know {', '.join(unknown)}; it knows {', '.join(teacher.class_names)}"
@@ -132,8 +132,8 @@ class Layout:
         """Why the distributions of the sides of boxes cannot be compared with a teacher's; None where they can."""
         if self.bins and self.bins == teacher.bins:
             return None
-        ours, theirs = (layout.bins or "none" for layout in (self, teacher))
-        return f"the sides are not distributions over the same bins: student {ours}, teacher {theirs}"
+        bins = (layout.bins or "none" for layout in (self, teacher))
+        return "the sides are not distributions over the same bins: student {}, teacher {}".format(*bins)
 
     def columns(self, teacher: Layout) -> list[int] | None:
         """The teacher's class columns in the student's order, the background's kept; None where they are the same."""

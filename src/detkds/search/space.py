@@ -17,7 +17,7 @@ import yaml
 from detkds.errors import ConfigError, Faults, PolicyError, UserError, unknown_name
 from detkds.policy import Policy, Term, Weighting
 from detkds.registry import ADAPTERS, DISTANCES, KNOWLEDGE, SCHEDULES, TRANSFORMS, Registry, parse_expression
-from detkds.term_fields import OPTIONAL_PIECES
+from detkds.term_schema import OPTIONAL_PIECES
 
 Option = str | float
 Params = Mapping[str, Option]

@@ -33,6 +33,10 @@ class Local(Transform):
 
     n: Count
 
+    @property
+    def neutral(self) -> bool:
+        return self.n == 1
+
     def __call__(self, pair: Pair) -> Pair:
         height, width = pair.student.shape[2:]
         if self.n == 1 or min(height, width) < self.n:

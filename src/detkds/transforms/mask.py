@@ -35,6 +35,10 @@ class RandomMask(Transform):
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.65
     shared: bool = True
 
+    @property
+    def neutral(self) -> bool:
+        return self.ratio == 0
+
     def __call__(self, pair: Pair) -> Pair:
         student_keep = self._draw(pair.student, pair.generator)
         teacher_keep = student_keep if self.shared else self._draw(pair.teacher, pair.generator)

@@ -33,6 +33,10 @@ class Scale(Transform):
     n: Count
     pool: Literal["max", "avg"] = "max"
 
+    @property
+    def neutral(self) -> bool:
+        return self.n == 1
+
     def __call__(self, pair: Pair) -> Pair:
         if self.n == 1:
             return pair

@@ -22,8 +22,8 @@ def checked_fields(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple
     pieces = {"knowledge": KNOWLEDGE, "distance": DISTANCES, "adapter": ADAPTERS, "schedule": SCHEDULES}
     for key, registry in pieces.items():
         if key in given:
-            fields[key], found = _piece(given[key], registry)
-            faults += [(key, fault) for fault in found]
+            fields[key], wrong = _piece(given[key], registry)
+            faults += [(key, fault) for fault in wrong]
     for key, example in (("transforms", "[catt, norm(N)]"), ("levels", "[p3, p4]")):
         if key in given and not isinstance(given[key], list | tuple):
             faults.append((key, f"{key}: expected a list such as {example}, or [] for none, got {given[key]!r}"))
@@ -32,7 +32,7 @@ def checked_fields(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple
     if isinstance(fields.get("transforms"), tuple):
         built = [_piece(item, TRANSFORMS) for item in fields["transforms"]]
         fields["transforms"] = tuple(piece for piece, _ in built)
-        faults += [("transforms", fault) for _, found in built for fault in found]
+        faults += [("transforms", fault) for _, wrong in built for fault in wrong]
     for level in fields.get("levels", ()) if isinstance(fields.get("levels"), tuple) else ():
         if not isinstance(level, str):
             faults.append(("levels", f"levels: expected names of pyramid levels, got {level!r}"))
