@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from detkds.policy import load_policy
-from detkds.runs.plan import load_run, make_plan
+from detkds.runs.plan import absolute, load_run, make_plan
 from detkds.training.ask import ask
 from detkds.training.batch_files import BatchFiles
 from detkds.training.fingerprint import fingerprint
@@ -58,7 +58,7 @@ def main() -> None:
         teacher = plan.teacher.eval().requires_grad_(False)
         files = BatchFiles(Path(folder), fingerprint(setting, 0), 10**12, print)
         cache = TeacherCache(teacher, files, batches=1, populations=2, decision=ALWAYS)
-        policy, student = load_policy(arguments.policy), plan.build_student(0, False)
+        policy, student = absolute(load_policy(arguments.policy)), plan.build_student(0, False)
         one = Member("one", student, policy, teacher, setting.config, 1000, seed=0, device=plan.device)
         batches = islice(setting.batches(0)(0), arguments.batches + 1)
         for index in range(arguments.batches + 1):
