@@ -15,7 +15,9 @@ def test_by_hand():
     student, teacher = torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.zeros(2, 2)
     assert LogSum(alpha=2.0)(Pair(student, teacher)).item() == pytest.approx(math.log(1 + 4 + 16), rel=1e-6)
     weight = torch.tensor([[1.0], [0.5]])
-    assert LogSum()(Pair(student, teacher, weight=weight)).item() == pytest.approx(math.log(1 + 16 + 128), rel=1e-6)
+    assert LogSum()(Pair(student, teacher, weight=weight)).item() == pytest.approx(
+        math.log(4 * (1 + 16 + 128) / 3), rel=1e-6
+    )
 
 
 def test_its_gradient_does_not_grow_with_the_differences():

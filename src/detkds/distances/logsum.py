@@ -19,9 +19,10 @@ _EPS = 1e-6
 @DISTANCES.register("logsum")
 @piece
 class LogSum(Distance):
-    """Logarithm of the weighted sum of the differences to a power, over everything: log(sum w |s - t|^alpha + 1e-6).
+    """Logarithm of the sum of the differences to a power, over everything: log(sum |s - t|^alpha + 1e-6).
 
-    The gradient does not grow with the differences: it is that of the sum, divided by it.
+    The gradient does not grow with the differences: it is that of the sum, divided by it. With weights the sum is the
+    number of the elements times their weighted mean.
 
     Shapes:  any -> ()
     Range:   [-13.8, inf), no unit; its lowest value, log(1e-6), is at equality, and it may be negative.
@@ -36,8 +37,6 @@ class LogSum(Distance):
     def __call__(self, pair: Pair) -> Tensor:
         pair = prepared(pair)
         differences = (pair.student - pair.teacher).abs().pow(self.alpha)
-        if pair.student.numel() == 0:
+        if differences.numel() == 0:
             return differences.sum()
-        if pair.weight is not None:
-            differences = differences * pair.weight
-        return torch.log(differences.sum() + _EPS)
+        return torch.log(differences.numel() * pair.mean(differences) + _EPS)
