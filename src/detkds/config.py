@@ -159,8 +159,13 @@ class DetectorConfig(Section):
     options: dict[str, Any] = numbers({})
     """Further arguments of the detector."""
     weights: str | None = speed(None)
-    """A local file or URL with the whole detector's weights. Where it lies changes nothing; what it holds is compared
-    by content."""
+    """The whole detector's weights: a local file or URL, ``torchvision/NAME`` for a published detector of torchvision,
+    or a ``save_pretrained`` folder or hub name for one of the transformers library. Where they lie changes nothing;
+    what they hold is compared by content."""
+    trust: bool = speed(False)
+    """Also read weights from a file that holds other objects than tensors and plain values, which can run any code."""
+    partial: bool = numbers(False)
+    """Load what of the weights fits and start the rest afresh, such as the head of another set of classes."""
     train: TrainConfig | None = None
     """How a teacher without weights is trained first."""
 
