@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from detkds.runs.teacher import prepare_teacher
-from detkds.search.evaluators.population import PopulationEvaluator
 
 from detkds.config_file import parse_config
 from detkds.policy import parse_policy
