@@ -31,13 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from detkds.config import TrainConfig
+from detkds.config import HalvingConfig, TrainConfig
 from detkds.data.coco import load_coco
 from detkds.data.digits import make_digits
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy
 from detkds.search.evaluators.population import PopulationEvaluator
-from detkds.search.halving import Halving
 from detkds.search.result import Result, State
 from detkds.search.space import draw, load_spaces
 from detkds.training.loop import Clock, train
@@ -158,7 +157,7 @@ def measure_all(setting: Setting, policies: list[Policy], arguments: argparse.Na
             train_only(setting, [ready], alone_clock)
         train_only(setting, screened[chunk], together_clock)
     together, same = timed(evaluator, policies, k, now)
-    halving = Halving(tuple(arguments.rungs), eta=arguments.eta)
+    halving = HalvingConfig(rungs=tuple(arguments.rungs), eta=arguments.eta)
     halver = PopulationEvaluator(setting, halving=halving)
     halved, pruned = timed(halver, policies, len(policies), now)
     steps = alone_clock.steps

@@ -28,7 +28,7 @@ FLOORS = {
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export"), 4),
-    **dict.fromkeys(("runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: the public names of __init__.py
+    **dict.fromkeys(("bench", "runs", "report", "cli", "__main__", "detkds"), 5),  # detkds: public names of __init__
 }
 NEIGHBOURS = {
     "registry": {"errors"},

@@ -56,16 +56,16 @@ def plan(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def story(outcome: Any) -> list[dict[str, Any]]:
-    return [{**record.to_dict(), "seconds": 0} for record in outcome.records]
+    return [{**record.to_dict(), "seconds": 0} for record in outcome.trials]
 
 
 def test_a_search_with_halving_resumes_and_counts_what_it_saved(plan: Any, heard: Any, tmp_path: Path) -> None:
     outcome = find_policy(plan, tmp_path / "whole", heard)
     assert heard.done == pytest.approx([9]) and outcome.trained == 9
-    pruned = [record for record in outcome.records if record.state is State.PRUNED and record.counts]
+    pruned = [record for record in outcome.trials if record.state is State.PRUNED and record.counts]
     assert 0 < len(pruned) < 9 and {record.epochs for record in pruned} <= {1, 2}
     assert any("pruned: rung" in note for note in heard.notes)
-    summary = summarise(plan, {"ap": 0.5}, [], outcome.records, [Confirmed(outcome.best, {})], {})
+    summary = summarise(plan, {"ap": 0.5}, [], outcome.trials, [Confirmed(outcome.best, {})], {})
     saved = sum(3 - record.epochs for record in pruned)
     assert summary["search"]["epochs"] == {"trained": 27 - saved, "saved": saved}
 

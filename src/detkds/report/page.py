@@ -12,7 +12,7 @@ from markupsafe import Markup
 from detkds.report import analysis, plots
 from detkds.report.agreement import agreement_line
 from detkds.report.guidance import guidance
-from detkds.search.result import Record
+from detkds.search.result import Trial
 
 MOST_CLASSES = 40
 
@@ -20,7 +20,7 @@ MOST_CLASSES = 40
 def write_report(
     path: Path,
     summary: Mapping[str, Any],
-    records: Sequence[Record],
+    records: Sequence[Trial],
     finals: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the report of a run as one HTML file that loads nothing from elsewhere.
@@ -39,7 +39,7 @@ def write_report(
 
 def render(
     summary: Mapping[str, Any],
-    records: Sequence[Record],
+    records: Sequence[Trial],
     finals: Sequence[Mapping[str, Any]] = (),
     *,
     folder: str = "",

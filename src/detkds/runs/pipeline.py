@@ -26,6 +26,7 @@ from detkds.runs.teacher_outputs import describe
 from detkds.runs.verdict import SEARCHED, Row
 from detkds.runs.weights import relative_policies
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
+from detkds.search.halving import expected_shares
 from detkds.search.result import State
 
 
@@ -56,11 +57,11 @@ def run(config: RunConfig, listener: Listener) -> Finished:
         found = [one.policy for one in confirmed[: config.final.top]]
         with clocked(folder, "comparison"):
             rows = compare_at_full_budget(plan, folder, found, listener)
-        summary = summarise(plan, teacher, rows, outcome.records, confirmed, total_seconds(folder))
+        summary = summarise(plan, teacher, rows, outcome.trials, confirmed, total_seconds(folder))
         summary["teacher_outputs"] = describe(plan, folder)
         summary["proxy_check"] = read_check(folder)
-        write_summary(folder, summary, outcome.records, found[0])
-        write_report(folder / "report.html", summary, outcome.records, read_lines(folder / "final.jsonl"))
+        write_summary(folder, summary, outcome.trials, found[0])
+        write_report(folder / "report.html", summary, outcome.trials, read_lines(folder / "final.jsonl"))
         _ship_student(folder, rows, config.final.seeds[0])
     return Finished(folder, plan, summary, rows, outcome)
 
@@ -68,16 +69,16 @@ def run(config: RunConfig, listener: Listener) -> Finished:
 def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
     """Search on the proxy; the study is kept in the run folder (or in ``search.storage``) and resumed from it."""
     config = plan.config
-    settings = plan.settings
+    settings = plan.config.search
     epochs = plan.proxy_config.epochs
-    shares = plan.halving.shares(epochs) if plan.halving else ()
+    shares = expected_shares(plan.halving, epochs) if plan.halving else ()
     meter = Meter(listener, epochs, config.proxy.population, shares)
     listener.stage("search", settings.trainings(len(plan.spaces)))
     for kind, reason in plan.refused.items():
         listener.note(f"{kind} is not searched: {reason}")
 
     def on_event(event: Event) -> None:
-        record = event.record
+        record = event.trial
         if event.kind == "round":
             meter.begin(len(event.candidates))
         elif event.kind == "trial" and record is not None:
@@ -95,7 +96,10 @@ def find_policy(plan: Plan, folder: Path, listener: Listener) -> SearchOutcome:
         setting = plan.setting(plan.proxy_data, plan.validation_data, plan.proxy_config)
         begin = relative_policies(plan, setting, begin)
     with open_evaluator(plan, folder, listener, meter) as evaluator:
-        return search(evaluator, plan.spaces, settings, store, config.search.seed, on_event, begin)
+        return search(
+            evaluator, plan.spaces, settings, store, config.search.seed, on_event, begin,
+            population=config.proxy.population, finalists=config.final.top,
+        )  # fmt: skip
 
 
 def ready_teacher(plan: Plan, folder: Path, listener: Listener) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from detkds.runs.listening import Listener, Meter
 from detkds.runs.pipeline import clocked, full_budget_hooks, ready_teacher
 from detkds.runs.plan import Plan, make_plan
 from detkds.search.divide_and_conquer import Event, make_sampler, run_side_by_side, study_seed
-from detkds.search.journal import open_storage
-from detkds.search.result import Record, SearchError, State
+from detkds.search.result import SearchError, State, Trial
+from detkds.search.storage import open_storage
 from detkds.search.study import SearchStudy
 
 LEAST = 3
@@ -98,7 +98,7 @@ def check_proxy(config: RunConfig, policies: int, seeds: int, listener: Listener
     return check
 
 
-def _on_the_proxy(plan: Plan, folder: Path, place: Path, policies: int, listener: Listener) -> list[Record]:
+def _on_the_proxy(plan: Plan, folder: Path, place: Path, policies: int, listener: Listener) -> list[Trial]:
     """Random trials of every kind of knowledge, trained to the end also where the search would stop losing ones."""
     listener.stage("proxy", policies)
     meter = Meter(listener, plan.proxy_config.epochs, plan.config.proxy.population)
@@ -106,11 +106,11 @@ def _on_the_proxy(plan: Plan, folder: Path, place: Path, policies: int, listener
     each, more = divmod(policies, len(plan.spaces))
     studies = []
     for index, (kind, space) in enumerate(plan.spaces.items()):
-        sampler = make_sampler("random", space, study_seed(seed, f"proxy check {kind}"), plan.settings)
+        sampler = make_sampler("random", space, study_seed(seed, f"proxy check {kind}"), plan.config.search)
         studies.append(SearchStudy(kind, sampler, storage, each + (index < more)))
 
     def on_event(event: Event) -> None:
-        record = event.record
+        record = event.trial
         if event.kind == "round":
             meter.begin(len(event.candidates))
         elif record is not None:
@@ -120,11 +120,11 @@ def _on_the_proxy(plan: Plan, folder: Path, place: Path, policies: int, listener
     listener.advance(sum(study.trained for study in studies))
     with open_evaluator(replace(plan, halving=None), folder, listener, meter) as evaluator:
         run_side_by_side(studies, evaluator, on_event)
-    return [record for study in studies for record in study.records if not record.twin_of]
+    return [record for study in studies for record in study.trials if not record.duplicate_of]
 
 
 def _summed_up(
-    plan: Plan, records: Sequence[Record], full: Mapping[str, Mapping[int, float]], seeds: int
+    plan: Plan, records: Sequence[Trial], full: Mapping[str, Mapping[int, float]], seeds: int
 ) -> dict[str, Any]:
     """Plain data; policies of which a training failed are counted and left out of the comparison."""
     points = [

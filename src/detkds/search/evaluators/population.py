@@ -8,18 +8,17 @@ from dataclasses import replace
 from itertools import islice
 from typing import cast
 
+from detkds.config import HalvingConfig
 from detkds.errors import PolicyError
 from detkds.policy import Policy, Term
-from detkds.registry import EVALUATORS
-from detkds.search.halving import Contest, Halving, check_rungs
-from detkds.search.result import Peers, Result, State
+from detkds.search.halving import SuccessiveHalving, check_rungs
+from detkds.search.result import HalvingGroup, Result, State
 from detkds.structures import Batch
 from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
 from detkds.training.loop import AskTeacher, OnEpoch
 from detkds.training.population import Candidate, Rungs, Setting, Trained, train_in_populations
 
 
-@EVALUATORS.register("population")
 class PopulationEvaluator:
     """Filters, calibrates, trains and validates candidates, ``population`` of them at a time.
 
@@ -46,7 +45,7 @@ class PopulationEvaluator:
         *,
         population: int = 8,
         calibration_batches: int = 4,
-        halving: Halving | None = None,
+        halving: HalvingConfig | None = None,
         filter: bool = True,
         seed: int = 0,
         ask_teacher: AskTeacher | None = None,
@@ -64,13 +63,13 @@ class PopulationEvaluator:
         batches = islice(setting.batches(seed)(0), calibration_batches)
         self.calibration: list[Batch] = [batch.to(setting.device) for batch in batches]
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
-        """One result per policy, in order; without ``peers`` all are compared with one another."""
-        rungs = None if self.halving is None else _rungs(Contest(self.halving, policies, peers))
-        groups = [one.group for one in peers] if self.halving and peers else [""] * len(policies)
+    def evaluate(self, policies: Sequence[Policy], groups: Sequence[HalvingGroup] = ()) -> list[Result]:
+        """One result per policy, in order; without ``groups`` all are compared with one another."""
+        rungs = None if self.halving is None else _rungs(SuccessiveHalving(self.halving, policies, groups))
+        names = [group.name for group in groups] if self.halving and groups else [""] * len(policies)
         results: list[Policy | Result] = list(self.screen(policies))
         waiting = [i for i, policy in enumerate(results) if isinstance(policy, Policy)]
-        candidates = [Candidate(str(i), cast(Policy, results[i]), group=groups[i]) for i in waiting]
+        candidates = [Candidate(str(i), cast(Policy, results[i]), group=names[i]) for i in waiting]
         for trained in train_in_populations(
             self.setting,
             candidates,
@@ -108,14 +107,14 @@ class PopulationEvaluator:
             return Result(State.FAILED, reason=str(error), trained=False)
 
 
-def _rungs(contest: Contest) -> Rungs:
-    """The contest in the terms of training: candidates by name, AP as a fraction."""
+def _rungs(halving: SuccessiveHalving) -> Rungs:
+    """Successive halving in the terms of training: candidates by name, AP as a fraction."""
 
     def stops(rung: int, aps: Mapping[str, float]) -> dict[str, str]:
         points = {int(name): 100 * ap for name, ap in aps.items()}
-        return {str(place): reason for place, reason in contest.arrive(rung, points).items()}
+        return {str(place): reason for place, reason in halving.report(rung, points).items()}
 
-    return Rungs(contest.halving.rungs, stops)
+    return Rungs(halving.config.rungs, stops)
 
 
 def _result(trained: Trained) -> Result:

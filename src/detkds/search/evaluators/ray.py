@@ -14,9 +14,8 @@ import torch
 
 from detkds.errors import UserError
 from detkds.policy import Policy
-from detkds.registry import EVALUATORS
 from detkds.search.evaluators.shares import portions, share
-from detkds.search.result import Evaluator, Peers, Result, SearchError, State
+from detkds.search.result import Evaluator, HalvingGroup, Result, SearchError, State
 
 MAX_STARTS = 3
 """Failed starts in a row after which the place of a worker is given up."""
@@ -50,14 +49,14 @@ class Worker:
         self._device = torch.device(seat.device)
         self._evaluator = build(seat)
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers]) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], groups: Sequence[HalvingGroup]) -> list[Result]:
         """One result per policy, in order.
 
         Raises:
             DeviceLostError: the device is broken, which failed candidates alone would not tell.
         """
         try:
-            return self._evaluator.evaluate(policies, peers)
+            return self._evaluator.evaluate(policies, groups)
         finally:
             self._check_device()
 
@@ -90,7 +89,6 @@ class _Place:
     failed_starts: int = 0
 
 
-@EVALUATORS.register("ray")
 class RayEvaluator:
     """Hands candidates out to workers that each keep teacher and data on their own device.
 
@@ -148,23 +146,23 @@ class RayEvaluator:
             self.close()
             raise
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], groups: Sequence[HalvingGroup] = ()) -> list[Result]:
         """One result per policy, in order.
 
         Raises:
             SearchError: no worker can be started.
         """
-        groups = [one.group for one in peers] or [""] * len(policies)
+        names = [group.name for group in groups] or [""] * len(policies)
         jobs = deque(
-            _Job(part) for part in portions(groups, self.population, max(1, len(self._places)), self.whole_groups)
+            _Job(part) for part in portions(names, self.population, max(1, len(self._places)), self.whole_groups)
         )
         results: dict[int, Result] = {}
         while len(results) < len(policies):
             for place in self._places:
                 if place.ready and place.call is None and (job := self._next_job(jobs, place)) is not None:
                     place.job = job
-                    theirs = [peers[i] for i in job.candidates] if peers else ()
-                    place.call = place.actor.evaluate.remote([policies[i] for i in job.candidates], theirs)
+                    own_groups = [groups[i] for i in job.candidates] if groups else ()
+                    place.call = place.actor.evaluate.remote([policies[i] for i in job.candidates], own_groups)
             results |= self._collect(self._first_done(), jobs)
         return [results[index] for index in range(len(policies))]
 
