@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from detkds.config import HalvingConfig
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
 from detkds.evaluation.coco_ap import Metrics
 from detkds.policy import Policy, Term
 from detkds.runs.plan import make_plan
 from detkds.search.evaluators.population import PopulationEvaluator
-from detkds.search.halving import Halving
-from detkds.search.result import Peers, State
+from detkds.search.result import HalvingGroup, State
 from detkds.training import population
 from detkds.training.member import Member
 
@@ -42,9 +42,9 @@ def test_halving_stops_some_and_leaves_the_others_as_they_are(setting, monkeypat
     """Group a is judged against two high APs and stops whole at rung 1; group b has no company and goes on."""
     monkeypatch.setattr(population, "measure", by_weights)
     known = {"k0": (101.0, 50.0), "k1": (102.0, 60.0)}
-    peers = [Peers("a", known)] * 2 + [Peers("b")] * 2 + [Peers("a", known)]
+    peers = [HalvingGroup("a", known)] * 2 + [HalvingGroup("b")] * 2 + [HalvingGroup("a", known)]
     plain = PopulationEvaluator(setting, calibration_batches=1).evaluate(POLICIES, peers)
-    evaluator = PopulationEvaluator(setting, calibration_batches=1, halving=Halving((1, 2)), population=3)
+    evaluator = PopulationEvaluator(setting, calibration_batches=1, halving=HalvingConfig(rungs=(1, 2)), population=3)
     found = evaluator.evaluate(POLICIES, peers)
     states = [State.PRUNED] * 2 + [State.COMPLETE] * 2 + [State.FILTERED]
     assert [result.state for result in found] == states
@@ -62,7 +62,7 @@ def test_without_peers_all_are_one_group(setting, monkeypatch):
     """APs in the order of measuring: at the rung, then at the end of the two that are left."""
     aps = iter([0.1, 0.4, 0.3, 0.2, 0.5, 0.6])
     monkeypatch.setattr(population, "measure", lambda *_: Metrics(next(aps), *[0.0] * 5, {}))
-    evaluator = PopulationEvaluator(setting, calibration_batches=1, halving=Halving((1,), eta=2))
+    evaluator = PopulationEvaluator(setting, calibration_batches=1, halving=HalvingConfig(rungs=(1,), eta=2))
     found = evaluator.evaluate(POLICIES[:4])
     assert [result.state is State.COMPLETE for result in found] == [False, True, True, False]
     assert [result.ap for result in found] == pytest.approx([10, 50, 60, 20])
@@ -120,4 +120,4 @@ def test_without_the_filter_what_cannot_be_measured_has_failed(setting, monkeypa
 
 def test_rungs_must_come_before_the_end(setting):
     with pytest.raises(ConfigError, match="expected epochs below the last one, 3"):
-        PopulationEvaluator(setting, halving=Halving((1, 3)))
+        PopulationEvaluator(setting, halving=HalvingConfig(rungs=(1, 3)))

@@ -23,7 +23,7 @@ from detkds.runs.evaluators import WorkerRecipe, local_evaluator
 from detkds.runs.listening import Silence
 from detkds.runs.plan import make_plan
 from detkds.search.evaluators.ray import DeviceLostError, RayEvaluator, Seat, Worker, start_ray
-from detkds.search.result import Peers, Result, SearchError, State
+from detkds.search.result import HalvingGroup, Result, SearchError, State
 
 pytestmark = pytest.mark.timeout(600)  # starting processes takes long on a busy machine
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'detkds[ray]'")
@@ -43,12 +43,12 @@ class Scripted:
     def __call__(self, seat: Seat) -> Scripted:
         return self
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], peers: Sequence[HalvingGroup] = ()) -> list[Result]:
         with open(self.folder / "calls", "a") as file:
             file.write(" ".join(policy.name for policy in policies) + "\n")
-        return [self.measure(policy, peers[i] if peers else Peers()) for i, policy in enumerate(policies)]
+        return [self.measure(policy, peers[i] if peers else HalvingGroup()) for i, policy in enumerate(policies)]
 
-    def measure(self, policy: Policy, peers: Peers) -> Result:
+    def measure(self, policy: Policy, peers: HalvingGroup) -> Result:
         if policy.name == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if policy.name == "once" and not (self.folder / "pid").exists():
@@ -130,7 +130,7 @@ def pair(shared: tuple[RayEvaluator, Notes], folder: Path) -> tuple[RayEvaluator
 @pytest.mark.slow
 def test_results_come_in_order_from_both_workers(pair: tuple[RayEvaluator, Notes], folder: Path) -> None:
     evaluator, notes = pair
-    peers = [Peers("a", {"x": (1.0,)})] * 2 + [Peers("b")] * 3
+    peers = [HalvingGroup("a", {"x": (1.0,)})] * 2 + [HalvingGroup("b")] * 3
     results = evaluator.evaluate(named("a", "bb", "ccc", "dddd", "eeeee"), peers)
     assert [result.ap for result in results] == [1, 2, 3, 4, 5]
     assert [result.metrics["peers"] for result in results] == [1, 1, 0, 0, 0]
