@@ -2,12 +2,12 @@
 
 The regret of a search is the AP of the best policy there is, less that of the policy which the search measured as
 best. In a measured table (``--table``) AP is that of one training, the same for the search and for the regret, see
-``detkds.search.table``; the interval is a bootstrap over repetitions. A synthetic landscape, over the paper's space, is
+``detkds.bench.table``; the interval is a bootstrap over repetitions. A synthetic landscape, over the paper's space, is
 random main effects of the options and interactions of their pairs, scaled to a deviation of 0.75 AP; measuring adds
 noise of 0.15 AP and a tenth of the policies is refused, at no cost; the interval is a bootstrap over landscapes, which
 are the units that are independent. All samplers meet the same landscapes and the same seeds.
 
-With ``--halving`` (a table only) every search is also played with losing candidates stopped at the table's rungs: how
+With ``--halving`` (a table only) every search is also run with losing candidates stopped at the table's rungs: how
 much more regret that costs, and what part of the epochs is trained.
 
 Finished searches are appended to searches.jsonl; run again, it continues there.
@@ -30,26 +30,24 @@ import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from optuna.storages import InMemoryStorage
 
+from detkds.bench.evaluators import SyntheticLandscape
+from detkds.bench.simulate import best_within, config_for_budget, simulate
+from detkds.bench.table import MeasuredTable
+from detkds.config import HalvingConfig, SearchConfig
 from detkds.policy import Policy
 from detkds.registry import SAMPLERS, parse_expression
 from detkds.search.divide_and_conquer import check_sampler, make_sampler, run_side_by_side, study_seed
-from detkds.search.evaluators.table import SyntheticLandscape
-from detkds.search.halving import Halving
-from detkds.search.play import Played, best_within, play
-from detkds.search.result import Evaluator, Result, State, fitness
+from detkds.search.result import Evaluator, Result, State, Trial
 from detkds.search.samplers.base import SearchSampler
-from detkds.search.settings import SearchSettings
 from detkds.search.space import Params, SearchSpace, Space, load_spaces, points
 from detkds.search.study import SearchStudy
-from detkds.search.table import MeasuredTable
 
 SAMPLER_EXPRESSIONS = (
     "random", "evolution", "kdzero", "mcts", "mcts(c=1.41, amaf=false)", "tpe", "nsga2", "nsga2(population=50)",
@@ -124,10 +122,14 @@ class Search:
         return self.sampler + halving
 
     @property
-    def settings(self) -> SearchSettings:
-        """Those of the largest budget; what is proposed at once is also compared with one another."""
-        side = {name: self.parallel for name in ("parallel", "initial_chunk", "cohort") if self.parallel > 1}
-        return SearchSettings.for_budget(max(self.budgets), 1, sampler=self.sampler, **side)
+    def config(self) -> SearchConfig:
+        """That of the largest budget."""
+        return config_for_budget(max(self.budgets), sampler=self.sampler, parallel=self.parallel)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What is proposed at once is also compared with one another."""
+        return {"chunk": self.parallel, "group": self.parallel} if self.parallel > 1 else {"chunk": 4, "group": 8}
 
     @property
     def unit(self) -> int:
@@ -190,14 +192,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def searches(options: argparse.Namespace) -> Iterator[Search]:
-    """Every search; budgets with the same settings are read off one search, unless the sampler depends on them."""
+    """Every search; budgets with the same configuration are read off one search, unless the sampler depends on them."""
     for where in problems(options):
         for sampler in options.samplers:
             uses_budget = getattr(SAMPLERS[parse_expression(sampler)[0]], "uses_budget", False)
-            shared: defaultdict[Any, list[int]] = defaultdict(list)
+            shared: defaultdict[int, list[int]] = defaultdict(list)
             for budget in sorted(set(options.budgets)):
-                settings = SearchSettings.for_budget(budget, 1)
-                shared[budget if uses_budget else replace(settings, single_budget=1)].append(budget)
+                shared[budget if uses_budget else config_for_budget(budget).population].append(budget)
             for budgets in shared.values():
                 for rungs in dict.fromkeys([(), tuple(options.halving)]):
                     for repetition in range(options.repetitions):
@@ -227,16 +228,16 @@ def run(search: Search) -> dict[str, Any]:
     """Run one search; by budget the regret, in AP, and the part of the epochs that was trained."""
     begin = time.process_time()
     problem = open_problem(search.where)
-    settings = search.settings
     seed = study_seed(search.repetition, f"landscape {getattr(search.where, 'landscape', 0)}")
-    sampler = make_sampler(search.sampler, problem.space, seed, settings)
+    sampler = make_sampler(search.sampler, problem.space, seed, search.config)
     if search.rungs:
         assert isinstance(problem, TableProblem)
-        evaluator = problem.table.evaluator(problem.knowledge, Halving(search.rungs, search.eta))
-        trials, epochs = play_halved(sampler, evaluator, settings.single_budget)
+        evaluator = problem.table.evaluator(problem.knowledge, HalvingConfig(rungs=search.rungs, eta=search.eta))
+        trials = search_halved(sampler, evaluator, search)
+        epochs = [trial.epochs for trial in trials if trial.counts]
         trained = {str(budget): sum(epochs[:budget]) / budget / problem.table.rungs[-1] for budget in search.budgets}
     else:
-        trials, trained = play(sampler, problem.measure, settings.single_budget), {}
+        trials, trained = simulate(sampler, problem.measure, max(search.budgets), search.sizes["chunk"]), {}
     regrets = {}
     for budget in search.budgets:
         best = best_within(trials, budget)
@@ -247,14 +248,11 @@ def run(search: Search) -> dict[str, Any]:
     return {**found, "trained": trained} if search.rungs else found
 
 
-def play_halved(sampler: SearchSampler, evaluator: Evaluator, budget: int) -> tuple[list[Played], list[float]]:
-    """A search in which losing candidates stop: its trials, and the epochs of every training."""
-    study = SearchStudy("halved", sampler, InMemoryStorage(), budget)
+def search_halved(sampler: SearchSampler, evaluator: Evaluator, search: Search) -> list[Trial]:
+    """The trials of a search in which losing candidates stop."""
+    study = SearchStudy("halved", sampler, None, max(search.budgets), **search.sizes)
     run_side_by_side([study], evaluator, lambda event: None)
-    done = [(one, one.state) for one in study.records if one.state is not None]
-    trials = [Played(one.params, one.key, state, fitness(state, one.ap, one.metrics, one.rungs), one.counts)
-              for one, state in done]  # fmt: skip
-    return trials, [one.epochs for one, _ in done if one.counts]
+    return study.trials
 
 
 @lru_cache(maxsize=2)

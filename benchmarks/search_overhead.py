@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from detkds.bench.evaluators import SyntheticLandscape
+from detkds.bench.simulate import config_for_budget
 from detkds.search.divide_and_conquer import make_sampler
-from detkds.search.evaluators.table import SyntheticLandscape
-from detkds.search.journal import open_storage
-from detkds.search.settings import SearchSettings
 from detkds.search.space import load_spaces
+from detkds.search.storage import open_storage
 from detkds.search.study import SearchStudy
 
 
@@ -49,14 +49,14 @@ def parse_arguments() -> argparse.Namespace:
 def measure(name: str, arguments: argparse.Namespace, folder: Path) -> tuple[int, float, float]:
     """Search once; trials stored (looked-up ones included), seconds of wall time and of processor time."""
     space = load_spaces(arguments.space, knowledge=[arguments.knowledge])[arguments.knowledge]
-    settings = SearchSettings.for_budget(arguments.trials, 1, sampler=name)
+    config = config_for_budget(arguments.trials, sampler=name)
     landscape = SyntheticLandscape(0, rejected=0.0)
-    study = SearchStudy("overhead", make_sampler(name, space, 0, settings), open_storage(folder), arguments.trials)
+    study = SearchStudy("overhead", make_sampler(name, space, 0, config), open_storage(folder), arguments.trials)
     wall, processor = time.perf_counter(), time.process_time()
-    while candidates := study.gather():
-        for candidate, result in zip(candidates, landscape.evaluate([c.policy for c in candidates]), strict=True):
-            study.tell(candidate, result)
-    return len(study.records), time.perf_counter() - wall, time.process_time() - processor
+    while trials := study.ask():
+        for trial, result in zip(trials, landscape.evaluate([trial.policy for trial in trials]), strict=True):
+            study.tell(trial, result)
+    return len(study.trials), time.perf_counter() - wall, time.process_time() - processor
 
 
 if __name__ == "__main__":

@@ -32,13 +32,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from detkds.config import TrainConfig
+from detkds.config import HalvingConfig, TrainConfig
 from detkds.data.coco import load_coco
 from detkds.data.digits import make_digits
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy
-from detkds.search.halving import Halving
-from detkds.search.result import Peers, State
+from detkds.search.result import HalvingGroup, State
 from detkds.search.space import draw, load_spaces
 from detkds.tasks.task import Task, TaskResult
 from detkds.tasks.trainer import Trainer
@@ -172,7 +171,7 @@ def measure_all(setup: TrainingSetup, policies: list[Policy], arguments: argpars
             train_only(setup, [calibrated], alone_watch)
         train_only(setup, ready[chunk], together_watch)
     together, same = timed(trainer, policies, k, now)
-    halving = Halving(tuple(arguments.rungs), eta=arguments.eta)
+    halving = HalvingConfig(rungs=tuple(arguments.rungs), eta=arguments.eta)
     halver = Trainer({SETUP: setup}, halving=halving)
     halved, pruned = timed(halver, policies, len(policies), now)
     clock, steps = alone_watch.clock, alone_watch.clock.steps
@@ -210,8 +209,8 @@ def timed(
 ) -> tuple[float, list[TaskResult]]:
     """Seconds and results of one call."""
     trainer.population = population
-    peers = Peers() if trainer.halving is not None else None
-    tasks = {str(i): Task(SETUP, policy, 0, screened=True, peers=peers) for i, policy in enumerate(policies)}
+    peers = HalvingGroup() if trainer.halving is not None else None
+    tasks = {str(i): Task(SETUP, policy, 0, screened=True, group=peers) for i, policy in enumerate(policies)}
     started = now()
     results = {outcome.key: outcome.result for outcome in trainer.run(tasks)}
     return now() - started, [results[key] for key in tasks]

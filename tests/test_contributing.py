@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from detkds.config import SearchConfig
 from detkds.detectors import build_detector
 from detkds.registry import DETECTORS, DISTANCES, KNOWLEDGE, SAMPLERS, TRANSFORMS
-from detkds.search.result import State
-from detkds.search.samplers.base import Entry
-from detkds.search.settings import SearchSettings
+from detkds.search.result import State, Trial
 from detkds.search.space import Space
 from detkds.structures import DetectorOutput, KnowledgeInput, Pair
 from detkds.testing import check_distance, check_knowledge, check_transform
@@ -76,15 +75,15 @@ def test_detector() -> None:
 def test_sampler() -> None:
     """From the best of two measured choices only one untried neighbour is left."""
     space = Space("global", {"distance": ("l1", "l2"), "weight": (1.0, 2.0)})
-    sampler = SAMPLERS["climb"](space, 0, SearchSettings())
+    sampler = SAMPLERS["climb"](space, 0, SearchConfig())
     rng = np.random.default_rng(0)
     assert sampler.propose([], 0, rng).role == "random"
 
-    def entry(number: int, distance: str, weight: float, fitness: float) -> Entry:
+    def trial(number: int, distance: str, weight: float, ap: float) -> Trial:
         params = {"distance": distance, "weight": weight}
-        return Entry(number, params, space.key(params), State.COMPLETE, (1, fitness, 0.0), "random", 0, False)
+        return Trial("global", number, State.COMPLETE, params, space.policy(params), space.key(params), ap=ap)
 
-    history = [entry(0, "l1", 1.0, 0.2), entry(1, "l2", 1.0, 0.4)]
+    history = [trial(0, "l1", 1.0, 0.2), trial(1, "l2", 1.0, 0.4)]
     proposal = sampler.propose(history, 2, rng)
     assert proposal.params == {"distance": "l2", "weight": 2.0}
     assert proposal.parents == (1,)

@@ -30,7 +30,7 @@ FLOORS = {
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export", "tasks"), 4),
     # detkds: the public names of __init__.py
-    **dict.fromkeys(("runs", "report", "testing", "api", "cli", "__main__", "detkds"), 5),
+    **dict.fromkeys(("bench", "runs", "report", "testing", "api", "cli", "__main__", "detkds"), 5),
 }
 NEIGHBOURS = {
     "registry": {"errors"},

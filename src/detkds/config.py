@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -196,6 +196,21 @@ class HalvingConfig(Section):
     brackets: Count = numbers(1)
     """1, or up to one more than there are rungs: shares of the candidates that are judged later (Hyperband)."""
 
+    @field_validator("rungs")
+    @classmethod
+    def _ascend(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+        if list(rungs) != sorted(set(rungs)):
+            raise ValueError("expected epochs in ascending order")
+        return rungs
+
+    @field_validator("brackets")
+    @classmethod
+    def _fit_the_rungs(cls, brackets: int, others: ValidationInfo) -> int:
+        most = len(others.data.get("rungs", ())) + 1
+        if "rungs" in others.data and brackets > most:
+            raise ValueError(f"expected at most {most}, one more than there are rungs")
+        return brackets
+
 
 class ProxyConfig(Section):
     """The cheap training on which candidates are ranked; what is not said here is taken from ``train``."""
@@ -231,8 +246,8 @@ class SearchConfig(Section):
     """A registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``."""
     single_budget: Count = budget(20)
     """Candidate trainings for each kind of knowledge."""
-    combination_budget: Count = budget(40)
-    """Candidate trainings for the combination of kinds."""
+    combination_budget: int = budget(40, ge=0, le=10**9)
+    """Candidate trainings for the combination of kinds; 0 combines nothing."""
     divide: bool = numbers(True)
     """Whether kinds are searched one by one before they are combined; false searches all in one joint space, with the
     trainings of both stages."""
@@ -247,7 +262,7 @@ class SearchConfig(Section):
     """r of Algorithm 1, the fraction of members that parents may be chosen from."""
     parents: Count = numbers(3)
     """k of Algorithm 1, the best of that sample, one of which is mutated."""
-    newcomer: str = numbers("never")
+    newcomer: str = numbers("never", pattern=r"^(never|always|every:0*[1-9][0-9]*)$")
     """When a random newcomer is evaluated beside the mutant: ``never``, ``always`` or ``every:4``."""
     warm_start: tuple[str, ...] = numbers(())
     """Policies whose terms join the initial populations, each with the weight nearest to its own."""
@@ -260,6 +275,15 @@ class SearchConfig(Section):
     """URL of an Optuna storage; null keeps the trials in the run folder."""
     seed: Seed = numbers(0)
     """Of the candidates' initial weights and data order, of the split of the training images, and of proposals."""
+
+    def trainings(self, kinds: int) -> int:
+        """Candidate trainings of a whole search; with one kind of knowledge there is nothing to combine."""
+        return self.single_budget * kinds + (self.combination_budget if kinds > 1 else 0)
+
+    def has_newcomer(self, iteration: int) -> bool:
+        """Whether iteration ``iteration`` (from 0) evaluates a random newcomer as well."""
+        kind, _, period = self.newcomer.partition(":")
+        return kind == "always" or (kind == "every" and (iteration + 1) % int(period) == 0)
 
 
 class FinalConfig(Section):

@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 
 from detkds.policy import Policy, Term
-from detkds.search.result import Record, State
+from detkds.search.result import State, Trial
 
 
-def record(study: str, number: int, ap: float | None, **changes: Any) -> Record:
+def record(study: str, number: int, ap: float | None, **changes: Any) -> Trial:
     """A trial; complete and trained unless it says otherwise."""
     policy = Policy([Term("global", (), changes.pop("distance", "l2"), changes.pop("weight", 1.0))])
     given = {"state": State.COMPLETE, "params": {"distance": "l2", "weight": 1.0}, "counts": ap is not None, **changes}
-    return Record(study=study, number=number, policy=policy, key=policy.key, ap=ap, **given)
+    return Trial(study=study, number=number, policy=policy, key=policy.key, ap=ap, **given)
 
 
 @pytest.fixture
-def records() -> list[Record]:
+def records() -> list[Trial]:
     """Two studies of one stage, a combination, a twin, two of one filter and one failure."""
     limit = "over the limit of 100"
     return [
         record("global", 0, 10.0, params={"distance": "l2", "weight": 1.0}),
         record("global", 1, 14.0, params={"distance": "l1", "weight": 1.0}, distance="l1"),
-        record("global", 2, 14.0, params={"distance": "l1", "weight": 1.0}, counts=False, twin_of="global/1"),
+        record("global", 2, 14.0, params={"distance": "l1", "weight": 1.0}, counts=False, duplicate_of="global/1"),
         record(
             "global", 3, None, state=State.FILTERED, reason=f"term 'global: - | l2 x 9': its loss reaches 512, {limit}"
         ),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from detkds.report.analysis import history, marginals, measured, outcomes, per_class, plain_reason
-from detkds.search.result import Record
+from detkds.search.result import Trial
 
 
-def test_history_interleaves_studies_of_one_stage_and_keeps_the_best(records: list[Record]) -> None:
+def test_history_interleaves_studies_of_one_stage_and_keeps_the_best(records: list[Trial]) -> None:
     points = history(records)
     assert [(p.index, p.study, p.ap, p.best) for p in points] == [
         (1, "global", 10.0, 10.0),
@@ -19,11 +19,11 @@ def test_history_interleaves_studies_of_one_stage_and_keeps_the_best(records: li
     assert history([]) == []
 
 
-def test_what_was_not_trained_is_not_measured(records: list[Record]) -> None:
+def test_what_was_not_trained_is_not_measured(records: list[Trial]) -> None:
     assert [record.place for record in measured(records)] == ["global/0", "logits/0", "global/1", "combination/0"]
 
 
-def test_outcomes_count_like_reasons_together(records: list[Record]) -> None:
+def test_outcomes_count_like_reasons_together(records: list[Trial]) -> None:
     found = {(o.state, o.reason): o.count for o in outcomes(records)}
     assert found == {
         ("complete", ""): 4,
@@ -40,7 +40,7 @@ def test_a_reason_of_several_terms_is_known_by_the_first() -> None:
     assert plain_reason("p3 and conv2d stay, 1.5 and -3e-4 go") == "p3 and conv2d stay, … and … go"
 
 
-def test_marginals_are_means_by_option_and_twins_do_not_count_twice(records: list[Record]) -> None:
+def test_marginals_are_means_by_option_and_twins_do_not_count_twice(records: list[Trial]) -> None:
     found = marginals(records)
     (distance,) = found["global"]
     assert distance.name == "distance"
@@ -52,7 +52,7 @@ def test_marginals_are_means_by_option_and_twins_do_not_count_twice(records: lis
     assert found["logits"] == []
 
 
-def test_marginals_leave_out_what_had_no_say(records: list[Record]) -> None:
+def test_marginals_leave_out_what_had_no_say(records: list[Trial]) -> None:
     """In a joint space the distance of a term of weight 0 is none; its weight is."""
     params = ({"a.distance": "l1", "a.weight": 1.0}, {"a.distance": "l2", "a.weight": 0.0},
               {"a.distance": "kl", "a.weight": 2.0})  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from detkds.report import write_report
 from detkds.report.page import render
-from detkds.search.result import Record
+from detkds.search.result import Trial
 
 EVIL = "<script>alert('$x_1$')</script>"
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -50,7 +50,7 @@ def checked(page: str) -> Checker:
     return checker
 
 
-def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: list[Record], tmp_path: Path) -> None:
+def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: list[Trial], tmp_path: Path) -> None:
     page = write_report(tmp_path / "report.html", summary, records).read_text(encoding="utf-8")
     checked(page)
     said = ["birds", "&#39;searched&#39; wins with 24.0 AP.", "23.0 25.0 24.0", "+13.0", "[+9.5, +16.5]", "catt", "2.5"]
@@ -64,7 +64,7 @@ def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: 
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_pair_of_masks_is_reported_by_mask_ap(summary: dict[str, Any], records: list[Record]) -> None:
+def test_a_pair_of_masks_is_reported_by_mask_ap(summary: dict[str, Any], records: list[Trial]) -> None:
     assert "box AP" not in render(summary, records)
     for row in summary["rows"]:
         row["metrics"]["box_ap"] = 43.21
@@ -74,7 +74,7 @@ def test_a_pair_of_masks_is_reported_by_mask_ap(summary: dict[str, Any], records
     assert not checked(page).crossed
 
 
-def test_nothing_is_loaded_from_elsewhere(summary: dict[str, Any], records: list[Record]) -> None:
+def test_nothing_is_loaded_from_elsewhere(summary: dict[str, Any], records: list[Trial]) -> None:
     page = render(summary, records)
     checker = checked(page)
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(checker.tags)
@@ -86,14 +86,14 @@ def test_nothing_is_loaded_from_elsewhere(summary: dict[str, Any], records: list
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
 
 
-def test_both_plots_are_inline_and_their_ids_do_not_collide(summary: dict[str, Any], records: list[Record]) -> None:
+def test_both_plots_are_inline_and_their_ids_do_not_collide(summary: dict[str, Any], records: list[Trial]) -> None:
     checker = checked(render(summary, records))
     assert checker.tags.count("svg") == 2
     ids = [value for name, value in checker.attributes if name == "id"]
     assert len(ids) == len(set(ids)) > 4
 
 
-def test_names_reasons_and_classes_are_escaped_everywhere(summary: dict[str, Any], records: list[Record]) -> None:
+def test_names_reasons_and_classes_are_escaped_everywhere(summary: dict[str, Any], records: list[Trial]) -> None:
     summary["name"] = summary["verdict"] = EVIL
     for row in summary["rows"]:
         row["name"] = EVIL + row["name"]
@@ -103,7 +103,7 @@ def test_names_reasons_and_classes_are_escaped_everywhere(summary: dict[str, Any
     summary["confirmation"] = [{"trial": EVIL, "policy": f"{EVIL}\n{EVIL}", "proxy_ap": None, "ap": {"1": 2.0}}]
     names = [row["name"] for row in summary["rows"]]
     finals = [{"name": name, "seed": 0, "metrics": {"per_class": {EVIL: 0.5}}} for name in names]
-    wicked = [Record(**{**vars(r), "study": EVIL, "reason": EVIL}) for r in records]
+    wicked = [Trial(**{**vars(r), "study": EVIL, "reason": EVIL}) for r in records]
     page = render(summary, wicked, finals, folder=EVIL)
     assert "script" not in checked(page).tags
     assert "<script" not in page.lower()
@@ -120,18 +120,18 @@ def test_a_run_in_which_nothing_was_measured_still_has_a_page(summary: dict[str,
 
 
 @pytest.mark.parametrize("difference", [None, {"mean": -2.0, "low": None, "high": None}])
-def test_differences_without_an_interval(summary: dict[str, Any], records: list[Record], difference: Any) -> None:
+def test_differences_without_an_interval(summary: dict[str, Any], records: list[Trial], difference: Any) -> None:
     summary["rows"][2]["to_plain"] = difference
     page = render(summary, records)
     assert ("one seed" in page) is (difference is not None)
 
 
-def test_the_same_run_gives_the_same_page(summary: dict[str, Any], records: list[Record]) -> None:
+def test_the_same_run_gives_the_same_page(summary: dict[str, Any], records: list[Trial]) -> None:
     assert render(summary, records) == render(summary, records)
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(
-    summary: dict[str, Any], records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    summary: dict[str, Any], records: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_report(tmp_path / "report.html", summary, records)
     before = path.read_text(encoding="utf-8")
@@ -153,7 +153,7 @@ def test_a_run_that_has_just_begun_has_a_page() -> None:
         assert absent not in page
 
 
-def test_a_search_that_is_running_shows_its_best_so_far(summary: dict[str, Any], records: list[Record]) -> None:
+def test_a_search_that_is_running_shows_its_best_so_far(summary: dict[str, Any], records: list[Trial]) -> None:
     running = {key: summary[key] for key in ("name", "version", "data", "seconds")}
     page = render({**running, "progress": "search: 12/60, <b>about</b> 4 min remaining"}, records)
     assert checked(page).tags.count("svg") == 1
@@ -164,19 +164,19 @@ def test_a_search_that_is_running_shows_its_best_so_far(summary: dict[str, Any],
 
 
 @pytest.mark.parametrize("part", ["rows", "policy", "search", "confirmation", "data", "machine", "seconds", "verdict"])
-def test_every_part_of_a_summary_may_be_missing(summary: dict[str, Any], records: list[Record], part: str) -> None:
+def test_every_part_of_a_summary_may_be_missing(summary: dict[str, Any], records: list[Trial], part: str) -> None:
     del summary[part]
     page = render({**summary, "running": True}, records)
     checked(page)
     assert "Still running" in page and "What to do next" not in page
 
 
-def test_a_finished_run_is_not_called_running(summary: dict[str, Any], records: list[Record]) -> None:
+def test_a_finished_run_is_not_called_running(summary: dict[str, Any], records: list[Trial]) -> None:
     assert "running" not in render(summary, records)
     assert "Verdict so far" in render({**summary, "running": True}, records)
 
 
-def test_forty_classes_are_shown_those_that_gain_most(summary: dict[str, Any], records: list[Record]) -> None:
+def test_forty_classes_are_shown_those_that_gain_most(summary: dict[str, Any], records: list[Trial]) -> None:
     plain = {f"class {index:02}.": 0.1 for index in range(41)}
     gains = {name: 0.9 - index / 100 for index, name in enumerate(plain)}
     finals = [

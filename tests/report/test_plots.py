@@ -7,10 +7,10 @@ from typing import Any
 
 from detkds.report.analysis import Point, history
 from detkds.report.plots import STUDY_COLORS, comparison_plot, history_plot
-from detkds.search.result import Record
+from detkds.search.result import Trial
 
 
-def test_colors_are_those_of_the_page(summary: dict[str, Any], records: list[Record]) -> None:
+def test_colors_are_those_of_the_page(summary: dict[str, Any], records: list[Trial]) -> None:
     for svg in (comparison_plot(summary["rows"]), history_plot(history(records))):
         assert svg.startswith("<svg")
         assert "var(--ink)" in svg

@@ -33,7 +33,7 @@ def undivided(tiny_run: dict[str, Any]) -> dict[str, Any]:
 
 def test_an_undivided_search_runs_to_its_report_and_is_taken_up_again(undivided: dict[str, Any], heard: Any) -> None:
     finished = run_search(parse_config(undivided), heard)
-    assert {record.study for record in finished.outcome.records} == {JOINT}
+    assert {record.study for record in finished.outcome.trials} == {JOINT}
     assert finished.summary["search"]["trainings"] == 2 * 2 + 3
     assert not finished.summary["search"]["divide"] and finished.summary["search"]["filter"]
     assert len(finished.summary["confirmation"]) == 2
@@ -59,5 +59,5 @@ def test_without_the_filter_what_it_refuses_costs_trainings(undivided: dict[str,
         with open_session(plan, heard) as session, session.scheduler() as scheduler:
             outcome = find_policy(session, scheduler)
         assert outcome.trained == 7
-        found[on] = {str(record.state) for record in outcome.records if "e+35" in record.key}
+        found[on] = {str(record.state) for record in outcome.trials if "e+35" in record.key}
     assert found == {True: {"filtered"}, False: {"failed"}}

@@ -11,7 +11,7 @@ from detkds.config_file import parse_config
 from detkds.policy import Policy, Term
 from detkds.runs.candidates import ProxyEvaluator, relative_policies
 from detkds.runs.plan import SEARCH, Plan, make_plan
-from detkds.search.result import Peers, State
+from detkds.search.result import HalvingGroup, State
 from detkds.tasks.task import Task, TaskResult
 from detkds.tasks.trainer import Trainer
 
@@ -34,7 +34,7 @@ class Scheduler:
         return [TaskResult(State.COMPLETE, {"ap": 0.25, "ap50": 0.5}) for _ in tasks]
 
 
-def asked(plan: Plan, policies: Sequence[Policy], peers: Sequence[Peers] = (), **attributes: Any) -> list[Task]:
+def asked(plan: Plan, policies: Sequence[Policy], peers: Sequence[HalvingGroup] = (), **attributes: Any) -> list[Task]:
     scheduler = Scheduler()
     evaluator = ProxyEvaluator(plan, scheduler)  # type: ignore[arg-type]
     vars(evaluator).update(attributes)
@@ -52,15 +52,15 @@ def test_candidates_share_the_seed_of_the_search_and_are_screened(tiny_run: dict
 
 
 def test_without_halving_nobody_has_peers(plan: Plan) -> None:
-    assert [task.peers for task in asked(plan, [A, B], [Peers("a"), Peers("b")])] == [None, None]
+    assert [task.group for task in asked(plan, [A, B], [HalvingGroup("a"), HalvingGroup("b")])] == [None, None]
 
 
 def test_with_halving_a_task_knows_its_whole_group(tiny_run: dict[str, Any]) -> None:
     proxy = {**tiny_run["proxy"], "epochs": 2, "halving": {"rungs": [1]}}
     plan = make_plan(parse_config({**tiny_run, "proxy": proxy}))
-    peers = [Peers("x", {"k": (1.0,)}), Peers("y"), Peers("x", {"k": (1.0,)})]
+    peers = [HalvingGroup("x", {"k": (1.0,)}), HalvingGroup("y"), HalvingGroup("x", {"k": (1.0,)})]
     tasks = asked(plan, [B, C, A], peers)
-    assert [task.peers for task in tasks] == peers
+    assert [task.group for task in tasks] == peers
     assert [task.group for task in tasks] == [(A.key, B.key), (C.key,), (A.key, B.key)]
     assert {task.group for task in asked(plan, [A, B])} == {(A.key, B.key)}, "without peers all are one group"
 

@@ -61,7 +61,7 @@ def run(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def story(outcome: Any) -> list[dict[str, Any]]:
-    return [{**record.to_dict(), "seconds": 0} for record in outcome.records]
+    return [{**record.to_dict(), "seconds": 0} for record in outcome.trials]
 
 
 def test_a_search_with_halving_resumes_and_counts_what_it_saved(
@@ -69,10 +69,10 @@ def test_a_search_with_halving_resumes_and_counts_what_it_saved(
 ) -> None:
     plan, outcome = run("whole", heard)
     assert heard.stages == [("search", 9)] and heard.done == pytest.approx([9]) and outcome.trained == 9
-    pruned = [record for record in outcome.records if record.state is State.PRUNED and record.counts]
+    pruned = [record for record in outcome.trials if record.state is State.PRUNED and record.counts]
     assert 0 < len(pruned) < 9 and {record.epochs for record in pruned} <= {1, 2}
     assert any(event.text.startswith("pruned: rung") for event in heard.events if event.kind == "finished")
-    summary = summarize(plan, {"ap": 0.5}, [], outcome.records, [Confirmed(outcome.best, {})], {})
+    summary = summarize(plan, {"ap": 0.5}, [], outcome.trials, [Confirmed(outcome.best, {})], {})
     saved = sum(3 - record.epochs for record in pruned)
     assert summary["search"]["epochs"] == {"trained": 27 - saved, "saved": saved}
 

@@ -103,5 +103,5 @@ def test_populations_are_counted(
     search = {**tiny_run["search"], "knowledge": names, "single_budget": 12, "combination_budget": 16}
     proxy = {**tiny_run["proxy"], "population": population}
     plan = make_plan(parse_config({**tiny_run, "search": search, "proxy": proxy}))
-    object.__setattr__(plan.settings, "parallel", parallel)
+    object.__setattr__(plan.config.search, "parallel", parallel)
     assert populations(plan) == expected

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from detkds.policy import Policy
-from detkds.search.result import State
-from detkds.search.samplers.base import Entry, SearchSampler
+from detkds.search.result import State, Trial
+from detkds.search.samplers.base import SearchSampler
 from detkds.search.space import Option, Params
 
 
@@ -52,29 +52,26 @@ Measure = Callable[[Params], float | State]
 
 
 @pytest.fixture
-def run() -> Callable[..., list[Entry]]:
+def run() -> Callable[..., list[Trial]]:
     """Run a sampler alone, one trial at a time, until so many candidates were trained."""
 
-    def play(sampler: SearchSampler, measure: Measure, trainings: int) -> list[Entry]:
-        history: list[Entry] = []
+    def search(sampler: SearchSampler, measure: Measure, trainings: int) -> list[Trial]:
+        history: list[Trial] = []
         trained = 0
         while trained < trainings:
             number = len(history)
             proposal = sampler.propose(history, number, np.random.default_rng([sampler.seed, number]))
             if proposal.role == "exhausted":
                 break
-            found = measure(proposal.params)
-            state = found if isinstance(found, State) else State.COMPLETE
-            ap = -np.inf if isinstance(found, State) else found
+            value = measure(proposal.params)
+            state, ap = (value, None) if isinstance(value, State) else (State.COMPLETE, float(value))
             trained += state in (State.COMPLETE, State.PRUNED)
-            fitness = (int(state is State.COMPLETE), float(ap), 0.0)
-            key = sampler.space.key(proposal.params)
-            history.append(
-                Entry(number, proposal.params, key, state, fitness, proposal.role, proposal.iteration, False)
-            )
+            policy, key = sampler.space.policy(proposal.params), sampler.space.key(proposal.params)
+            given = {"ap": ap, "role": proposal.role, "iteration": proposal.iteration}
+            history.append(Trial("study", number, state, proposal.params, policy, key, **given))
         return history
 
-    return play
+    return search
 
 
 @pytest.fixture
@@ -96,35 +93,3 @@ def value(effects: Mapping[tuple[str, Option], float], params: Params) -> float:
 def total() -> Callable[[Mapping[tuple[str, Option], float], Params], float]:
     """The sum of the effects of a choice."""
     return value
-
-
-@pytest.fixture
-def measured() -> list[dict[str, Any]]:
-    """The lines of a table of eight choices that are four losses: cutting changes nothing under these distances.
-
-    True AP without the seeds' mean difference of 2: 20.5 (20 and 23 - 2), 23.5 (24 and 25 - 2) and 30; one is refused.
-    """
-    genes = {"attention": ["none", "catt"], "scale": ["none", "local(2)"], "distance": ["l1", "l2"], "weight": [3.0]}
-    space = {"knowledge": "global", "weighting": "gradient", "genes": genes}
-
-    def line(attention: str, distance: str, seed: int, *ap: float) -> dict[str, Any]:
-        return {
-            "knowledge": "global",
-            "params": {"attention": attention, "scale": "none", "distance": distance, "weight": 3.0},
-            "seed": seed,
-            "state": "complete" if ap else "filtered",
-            "ap": list(ap),
-            "ap50": [2 * value for value in ap],
-            "reason": "" if ap else "over the limit",
-            "seconds": 1.8,
-        }
-
-    return [
-        {"format": 1, "name": "tiny", "command": "made by hand", "rungs": [1, 3], "spaces": {"global": space}},
-        line("none", "l1", 0, 10.0, 20.0),
-        line("none", "l2", 0, 12.0, 24.0),
-        line("catt", "l1", 0, 11.0, 30.0),
-        line("catt", "l2", 0),
-        line("none", "l1", 1, 10.0, 23.0),
-        line("none", "l2", 1, 10.0, 25.0),
-    ]

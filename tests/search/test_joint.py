@@ -6,28 +6,27 @@ import os
 import signal
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from detkds.bench.evaluators import SyntheticLandscape, TableEvaluator
+from detkds.config import SearchConfig
 from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
 from detkds.search.divide_and_conquer import JOINT, SearchOutcome, search
-from detkds.search.evaluators.table import SyntheticLandscape, TableEvaluator
 from detkds.search.joint import JointSpace
 from detkds.search.result import Result, State, rank
-from detkds.search.samplers.base import Entry
+from detkds.search.samplers.base import Trial
 from detkds.search.samplers.surrogate import Surrogate
-from detkds.search.settings import SearchSettings
 from detkds.search.space import Space, draw, load_spaces, points
 
 SPACES = {
     "global": Space("global", {"scale": ("none", "scale(1)"), "distance": ("l1", "l2"), "weight": (1, 5)}),
     "logits": Space("logits", {"transform": ("none", "softmax(C)"), "distance": ("l1",), "weight": (1,)}),
 }
-SETTINGS = SearchSettings(population=4, single_budget=6, combination_budget=8, initial_chunk=3, divide=False)
+CONFIG = SearchConfig(population=4, single_budget=6, combination_budget=8, divide=False)
 LANDSCAPE = SyntheticLandscape(5, rejected=0.15)
 
 
@@ -81,7 +80,7 @@ def test_the_surrogate_does_not_learn_from_terms_that_are_left_out() -> None:
     for number, (distance, ap) in enumerate([("l1", 10.0), ("l2", 20.0)]):
         idle = {"scale": "none", "distance": distance, "weight": 0.0}
         params = space.join({"global": idle, "logits": logits})
-        history.append(Entry(number, params, str(number), State.COMPLETE, (np.inf, ap, ap), "", 0, False))
+        history.append(Trial(number, params, str(number), State.COMPLETE, (np.inf, ap, ap), "", 0, False))
     surrogate = Surrogate(space, history)
     ours, theirs = (space.join({"global": {"scale": "none", "distance": d, "weight": 1.0}}) for d in ("l1", "l2"))
     for number in surrogate.predict([ours, theirs]):
@@ -96,42 +95,44 @@ def spaces() -> dict[str, Space]:
 @pytest.fixture(scope="module")
 def whole(spaces: dict[str, Space]) -> SearchOutcome:
     """The search that nothing interrupts."""
-    return search(LANDSCAPE, spaces, SETTINGS, seed=3)
+    return search(LANDSCAPE, spaces, CONFIG, seed=3, population=3)
 
 
 def story(outcome: SearchOutcome) -> list[dict[str, object]]:
-    return [{**record.to_dict(), "seconds": 0} for record in outcome.records]
+    return [{**trial.to_dict(), "seconds": 0} for trial in outcome.trials]
 
 
 def test_an_undivided_search_is_one_study_with_all_trainings(whole: SearchOutcome) -> None:
-    assert {record.study for record in whole.records} == {JOINT}
+    assert {trial.study for trial in whole.trials} == {JOINT}
     assert whole.trained == 3 * 6 + 8
-    assert whole.best == rank(whole.records)[0] and not whole.per_knowledge and not whole.left_out
-    assert max(len(record.policy) for record in whole.records) == 3
-    assert {len(record.params) for record in whole.records} == {5 + 5 + 3}
-    measured = [record.key for record in whole.records if record.counts]
+    assert whole.best == rank(whole.trials)[0] and not whole.per_knowledge and not whole.left_out
+    assert max(len(trial.policy) for trial in whole.trials) == 3
+    assert {len(trial.params) for trial in whole.trials} == {5 + 5 + 3}
+    measured = [trial.key for trial in whole.trials if trial.counts]
     assert len(set(measured)) == len(measured)
 
 
 def test_policies_to_begin_with_stay_whole(spaces: dict[str, Space]) -> None:
     given = Policy([Term("global", ["norm(C)"], "kl", 6), Term("logits", ["norm_batch"], "pearson", 1),
                     Term("localization", [], "l1", 1)])  # fmt: skip
-    outcome = search(LANDSCAPE, spaces, SETTINGS, warm_start=[given, given, Policy([given.terms[2]])])
-    first, second = (record.policy for record in outcome.records[:2])
+    outcome = search(LANDSCAPE, spaces, CONFIG, warm_start=[given, given, Policy([given.terms[2]])])
+    first, second = (trial.policy for trial in outcome.trials[:2])
     assert first == Policy([Term("global", ["norm(C)"], "kl", 5), Term("logits", ["norm_batch"], "pearson", 1)])
     assert second != first
 
 
 @pytest.mark.parametrize("sampler", ["random", "kdzero", "mcts", "tpe", "nsga2", "evolution(screen=1)"])
 def test_every_sampler_searches_it(sampler: str, spaces: dict[str, Space]) -> None:
-    outcome = search(LANDSCAPE, spaces, replace(SETTINGS, sampler=sampler, single_budget=2, combination_budget=4))
+    outcome = search(
+        LANDSCAPE, spaces, CONFIG.model_copy(update={"sampler": sampler, "single_budget": 2, "combination_budget": 4})
+    )
     assert outcome.trained == 10
 
 
 class Slow:
     """A landscape that takes a moment, so that a kill can come at any point."""
 
-    def evaluate(self, policies: list[Policy], peers: object = ()) -> list[Result]:
+    def evaluate(self, policies: list[Policy], groups: object = ()) -> list[Result]:
         time.sleep(0.004)
         return LANDSCAPE.evaluate(policies)
 
@@ -143,18 +144,18 @@ def test_kills_change_nothing(tmp_path: Path, spaces: dict[str, Space], whole: S
             child = os.fork()
         if child == 0:
             try:
-                search(Slow(), spaces, SETTINGS, tmp_path, seed=3)
+                search(Slow(), spaces, CONFIG, tmp_path, seed=3, population=3)
             finally:
                 os._exit(0)
         time.sleep(moment)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert story(search(LANDSCAPE, spaces, SETTINGS, tmp_path, seed=3)) == story(whole)
+    assert story(search(LANDSCAPE, spaces, CONFIG, tmp_path, seed=3, population=3)) == story(whole)
     nothing = TableEvaluator(lambda policy: pytest.fail("measured again"))
-    assert story(search(nothing, spaces, SETTINGS, tmp_path, seed=3)) == story(whole)
+    assert story(search(nothing, spaces, CONFIG, tmp_path, seed=3, population=3)) == story(whole)
 
 
 def test_a_store_holds_both_searches(tmp_path: Path, spaces: dict[str, Space], whole: SearchOutcome) -> None:
-    divided = search(LANDSCAPE, spaces, replace(SETTINGS, divide=True), tmp_path, seed=3)
-    assert story(search(LANDSCAPE, spaces, SETTINGS, tmp_path, seed=3)) == story(whole)
+    divided = search(LANDSCAPE, spaces, CONFIG.model_copy(update={"divide": True}), tmp_path, seed=3, population=3)
+    assert story(search(LANDSCAPE, spaces, CONFIG, tmp_path, seed=3, population=3)) == story(whole)
     assert divided.trained == whole.trained and set(divided.per_knowledge) == set(spaces)

@@ -1,3 +1,5 @@
+"""A file that withstands a kill or power loss at any moment."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,12 +12,12 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from detkds.search.journal import Journal, grouped, journal_path, open_storage, sole_search
+from detkds.search.journal import JournalFile, JournalLines
 from detkds.search.result import SearchError
 
 
 def study_in(path, **changes):
-    storage = JournalStorage(Journal(path))
+    storage = JournalFile(path)
     return optuna.create_study(storage=storage, study_name="s", load_if_exists=True, **changes), storage
 
 
@@ -30,23 +32,25 @@ def fill(path, count):
 TORN = {
     "half a record": b'{"op_code":4,"wor',
     "zeros": b"\x00" * 64,
-    "zeros after a record": b'{"op_code":4}\x00\n',
+    "zeros after a trial": b'{"op_code":4}\x00\n',
     "a whole proposal after half a record": b'"half\n{"op_code":5}\n{"op',
 }
 
 
 @pytest.mark.parametrize("tail", TORN.values(), ids=TORN)
-def test_a_torn_end_is_cut_off_and_kept(tmp_path, tail, caplog):
+def test_a_torn_end_is_not_read_and_cut_off_before_the_next_write(tmp_path, tail, caplog):
     path = tmp_path / "s.journal"
     values = fill(path, 3)
     whole = path.read_bytes()
     path.write_bytes(whole + tail)
+    assert len(list(JournalLines(path).read_logs(0))) == whole.count(b"\n")
+    assert path.read_bytes() == whole + tail
     with caplog.at_level(logging.WARNING):
         study, _ = study_in(path)
+        study.tell(study.ask(), 7.0)
+    assert [trial.value for trial in study.trials] == [*values, 7.0]
     assert "unfinished record" in caplog.text
-    assert [trial.value for trial in study.trials] == values
     assert path.read_bytes()[: len(whole)] == whole and path.with_name("s.journal.torn").read_bytes() == tail
-    study.tell(study.ask(), 7.0)
     assert [trial.value for trial in study_in(path)[0].trials] == [*values, 7.0]
 
 
@@ -56,7 +60,7 @@ def test_damage_before_the_end_is_refused(tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"{broken\n", *lines[2:]]))
     with pytest.raises(SearchError, match=r"s\.journal: line 3 is damaged, and results follow"):
-        Journal(path)
+        JournalFile(path)
 
 
 def test_what_is_synced(tmp_path, monkeypatch):
@@ -73,13 +77,13 @@ def test_what_is_synced(tmp_path, monkeypatch):
     assert len(syncs) == 2
 
 
-def test_optuna_reads_our_file_and_we_read_its(tmp_path):
-    values = fill(tmp_path / "ours.journal", 3)
-    theirs = JournalStorage(JournalFileBackend(str(tmp_path / "ours.journal")))
-    assert [trial.value for trial in optuna.load_study(study_name="s", storage=theirs).trials] == values
-    storage = JournalStorage(JournalFileBackend(str(tmp_path / "theirs.journal")))
+def test_optuna_and_a_search_read_the_files_of_each_other(tmp_path):
+    values = fill(tmp_path / "search.journal", 3)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "search.journal")))
+    assert [trial.value for trial in optuna.load_study(study_name="s", storage=storage).trials] == values
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
     optuna.create_study(storage=storage, study_name="s").add_trial(optuna.trial.create_trial(value=4.0))
-    assert [trial.value for trial in study_in(tmp_path / "theirs.journal")[0].trials] == [4.0]
+    assert [trial.value for trial in study_in(tmp_path / "optuna.journal")[0].trials] == [4.0]
 
 
 def test_a_group_is_written_once_in_order_or_not_at_all(tmp_path, monkeypatch):
@@ -88,18 +92,16 @@ def test_a_group_is_written_once_in_order_or_not_at_all(tmp_path, monkeypatch):
     trial = study.ask()
     syncs = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: syncs.append(descriptor))
-    with grouped(storage):
+    with storage.grouped():
         storage.set_trial_user_attr(trial._trial_id, "a", 1)
         study.tell(trial, 5.0)
     assert len(syncs) == 1
     assert [json.loads(line)["op_code"] for line in path.read_text().splitlines()[-2:]] == [8, 6]
     size = path.stat().st_size
-    with contextlib.suppress(RuntimeError), grouped(storage):
+    with contextlib.suppress(RuntimeError), storage.grouped():
         storage.set_study_user_attr(study._study_id, "b", 1)
         raise RuntimeError
     assert path.stat().st_size == size
-    with grouped(optuna.storages.InMemoryStorage()):
-        pass
 
 
 def test_another_process_is_seen_and_a_record_it_has_not_finished_waits(tmp_path):
@@ -113,32 +115,3 @@ def test_another_process_is_seen_and_a_record_it_has_not_finished_waits(tmp_path
         file.write(b'{"op_code":2,')
     assert len(study.trials) == 1
     path.write_bytes(text)
-
-
-def test_where_a_search_is_stored(tmp_path):
-    assert journal_path(tmp_path) == tmp_path / "study.journal"
-    assert journal_path(tmp_path / "run-v1.5") == tmp_path / "run-v1.5" / "study.journal"
-    assert journal_path(tmp_path / "x.journal") == tmp_path / "x.journal"
-    memory = optuna.storages.InMemoryStorage()
-    assert open_storage(memory) is memory
-    open_storage(f"sqlite:///{tmp_path}/s.db")
-    with pytest.raises(SearchError, match="cannot be opened"):
-        open_storage("nosuchdatabase://user:secret@host/x")
-    blocker = tmp_path / "file"
-    blocker.write_text("")
-    with pytest.raises(SearchError, match="cannot be stored here"):
-        open_storage(blocker / "run")
-
-
-def test_a_second_process_is_refused(tmp_path):
-    with sole_search(tmp_path):
-        child = os.fork()
-        if child == 0:
-            try:
-                with sole_search(tmp_path):
-                    os._exit(1)
-            except SearchError as error:
-                os._exit(0 if "another process" in str(error) else 2)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    with sole_search(tmp_path):
-        pass

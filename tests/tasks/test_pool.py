@@ -9,7 +9,7 @@ import torch
 
 from detkds.errors import DataError
 from detkds.policy import Policy
-from detkds.search.result import Peers, SearchError, State
+from detkds.search.result import HalvingGroup, SearchError, State
 from detkds.tasks.pool import (
     MAX_STARTS,
     Done,
@@ -112,7 +112,7 @@ def test_tasks_of_other_setups_and_seeds_are_other_jobs() -> None:
 
 
 def test_candidates_that_stop_each_other_stay_together() -> None:
-    wanted = {**tasks("abcd", peers=Peers("first")), **tasks("ef", peers=Peers("second"))}
+    wanted = {**tasks("abcd", group=HalvingGroup("first")), **tasks("ef", group=HalvingGroup("second"))}
     workers = Fake(3)
     run(workers, wanted)
     assert sorted(what for _, what in workers.jobs()) == ["abcd", "ef"]

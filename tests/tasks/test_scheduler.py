@@ -10,7 +10,7 @@ import pytest
 from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
 from detkds.progress import Event, Progress
-from detkds.search.result import Peers, State
+from detkds.search.result import HalvingGroup, State
 from detkds.tasks.executor import Executor
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.store import Store
@@ -117,7 +117,9 @@ def test_what_may_end_otherwise_is_tried_again(make, script):
 
 def test_candidates_that_are_compared_are_trained_together_or_not_at_all(make, script):
     def group(name: str, *labels: str) -> list[Task]:
-        return [task(f"{name}{label}", int(label), peers=Peers(name), group=("the group",)) for label in labels]
+        return [
+            task(f"{name}{label}", int(label), group=HalvingGroup(name), members=("the group",)) for label in labels
+        ]
 
     script.broken = {"a2"}
     make().run([*group("a", "1", "2", "3"), *group("b", "4", "5"), task("alone", 6)])

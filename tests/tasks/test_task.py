@@ -17,7 +17,7 @@ from detkds.data.coco import load_coco
 from detkds.detectors.weights import save_weights
 from detkds.policy import Policy, Term
 from detkds.runs.plan import COMPARISON, CONFIRMATION, SEARCH, TEACHING, Plan
-from detkds.search.result import Peers
+from detkds.search.result import HalvingGroup
 from detkds.tasks.content import detector_content, files_of, setup_digest
 from detkds.tasks.task import Task
 
@@ -38,8 +38,8 @@ TASK = Task("search", POLICY, 3)
         {"seed": 4},
         {"inherit": False},
         {"screened": True},
-        {"peers": Peers()},
-        {"peers": Peers("", {"other": (1.0, 2.0)})},
+        {"group": HalvingGroup()},
+        {"group": HalvingGroup("", {"other": (1.0, 2.0)})},
         {"world": 2},
     ],
 )
@@ -69,11 +69,11 @@ def test_where_something_is_calibrated_its_seed_counts() -> None:
 
 
 def test_where_candidates_stop_each_other_all_of_them_count() -> None:
-    task = replace(TASK, peers=Peers("a", {"x": (1.0,), "y": (2.0,)}), group=("p", "q"))
-    same = replace(task, peers=Peers("another name of the group", {"y": (2.0,), "x": (1.0,)}))
+    task = replace(TASK, group=HalvingGroup("a", {"x": (1.0,), "y": (2.0,)}), members=("p", "q"))
+    same = replace(task, group=HalvingGroup("another name of the group", {"y": (2.0,), "x": (1.0,)}))
     assert same.key("") == task.key("")
     assert replace(task, group=("p", "r")).key("") != task.key("")
-    assert replace(task, peers=Peers("a", {"x": (1.0,), "y": (2.5,)})).key("") != task.key("")
+    assert replace(task, group=HalvingGroup("a", {"x": (1.0,), "y": (2.5,)})).key("") != task.key("")
 
 
 # ---------------------------------------------------------------------------------------------------------- setup

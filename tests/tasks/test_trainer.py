@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from detkds.config import HalvingConfig
 from detkds.detectors.weights import load_weights
 from detkds.evaluation.coco_ap import Metrics
 from detkds.policy import Policy, Term
 from detkds.runs.plan import COMPARISON, SEARCH, Plan
-from detkds.search.halving import Halving
-from detkds.search.result import Peers, State
+from detkds.search.result import HalvingGroup, State
 from detkds.tasks import trainer as module
 from detkds.tasks.executor import InlineExecutor
 from detkds.tasks.task import Task, TaskResult
@@ -46,12 +46,12 @@ def make(plan: Plan) -> Make:
 
 
 def candidates(
-    policies: Sequence[Policy], peers: Sequence[Peers] = (), *, screened: bool = True, **options: Any
+    policies: Sequence[Policy], peers: Sequence[HalvingGroup] = (), *, screened: bool = True, **options: Any
 ) -> dict[str, Task]:
     """Tasks of the search, keyed by their place."""
     own = peers or [None] * len(policies)
     return {
-        str(place): Task(SEARCH, policy, 0, screened=screened, peers=one, **options)
+        str(place): Task(SEARCH, policy, 0, screened=screened, group=one, **options)
         for place, (policy, one) in enumerate(zip(policies, own, strict=True))
     }
 
@@ -81,9 +81,9 @@ def test_halving_stops_some_and_leaves_the_others_as_they_are(make: Make, monkey
     """Group a is judged against two high APs and stops whole at rung 1; group b has no company and goes on."""
     monkeypatch.setattr(TrainingSetup, "measure", by_weights)
     known = {"k0": (101.0, 50.0), "k1": (102.0, 60.0)}
-    peers = [Peers("a", known)] * 2 + [Peers("b")] * 2 + [Peers("a", known)]
+    peers = [HalvingGroup("a", known)] * 2 + [HalvingGroup("b")] * 2 + [HalvingGroup("a", known)]
     plain = run(make(), candidates(POLICIES, peers))
-    halved = run(make(halving=Halving((1, 2)), population=3), candidates(POLICIES, peers))
+    halved = run(make(halving=HalvingConfig(rungs=(1, 2)), population=3), candidates(POLICIES, peers))
     assert [result.state for result in halved] == [State.PRUNED] * 2 + [State.COMPLETE] * 2 + [State.FILTERED]
     for pruned in halved[:2]:
         assert len(pruned.rungs) == 1 and pruned.epochs == 1 and pruned.trained and not pruned.metrics
@@ -98,7 +98,7 @@ def test_aps_of_a_group_are_compared_in_points(make: Make, monkeypatch: pytest.M
     """APs in the order of measuring: at the rung, then at the end of the two that are left."""
     aps = iter([0.1, 0.4, 0.3, 0.2, 0.5, 0.6])
     monkeypatch.setattr(TrainingSetup, "measure", lambda *_: Metrics(next(aps), *[0.0] * 5, {}))
-    results = run(make(halving=Halving((1,), eta=2)), candidates(POLICIES[:4], [Peers()] * 4))
+    results = run(make(halving=HalvingConfig(rungs=(1,), eta=2)), candidates(POLICIES[:4], [HalvingGroup()] * 4))
     states = [State.PRUNED, State.COMPLETE, State.COMPLETE, State.PRUNED]
     assert [result.state for result in results] == states
     assert [result.as_measurement().ap for result in results] == pytest.approx([10, 50, 60, 20])
@@ -116,7 +116,7 @@ def test_aps_of_a_group_are_compared_in_points(make: Make, monkeypatch: pytest.M
     ],
 )
 def test_a_group_trains_in_one_population(groups: str, size: int, expected: list[str]) -> None:
-    waiting = [Task(SEARCH, Policy(), 0, peers=None if g == "." else Peers(g), label=g) for g in groups]
+    waiting = [Task(SEARCH, Policy(), 0, group=None if g == "." else HalvingGroup(g), label=g) for g in groups]
     chunks = []
     while waiting:
         count = next_population(waiting, size)

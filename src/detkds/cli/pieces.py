@@ -20,7 +20,6 @@ class Family(StrEnum):
     SCHEDULES = "schedules"
     DETECTORS = "detectors"
     SAMPLERS = "samplers"
-    EVALUATORS = "evaluators"
 
 
 def list_pieces(

@@ -10,7 +10,7 @@ from typing import Any
 
 from detkds.search.divide_and_conquer import COMBINATION
 from detkds.search.joint import active
-from detkds.search.result import Record, State
+from detkds.search.result import State, Trial
 
 _TERM = re.compile(r"term '[^']*': ")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e[+-]?\d+)?(?![\w])")
@@ -61,13 +61,13 @@ class Gene:
         return max(means) - min(means) if means else 0.0
 
 
-def measured(records: Iterable[Record]) -> list[Record]:
+def measured(records: Iterable[Trial]) -> list[Trial]:
     """The trials that were trained to the end, in the order of training: studies of one stage ran side by side."""
-    done = [r for r in records if r.state is State.COMPLETE and r.counts and not r.twin_of and r.ap is not None]
+    done = [r for r in records if r.state is State.COMPLETE and r.counts and not r.duplicate_of and r.ap is not None]
     return sorted(done, key=lambda record: (record.study == COMBINATION, record.number, record.study))
 
 
-def history(records: Iterable[Record]) -> list[Point]:
+def history(records: Iterable[Trial]) -> list[Point]:
     """AP of each candidate training and the best so far."""
     points: list[Point] = []
     for index, record in enumerate(measured(records), start=1):
@@ -77,13 +77,13 @@ def history(records: Iterable[Record]) -> list[Point]:
     return points
 
 
-def outcomes(records: Iterable[Record]) -> list[Outcome]:
+def outcomes(records: Iterable[Trial]) -> list[Outcome]:
     """Trials grouped by how they ended, the most frequent first."""
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Trial]] = defaultdict(list)
     for record in records:
         if record.state is None:
             groups["unfinished", ""].append(record)
-        elif record.twin_of:
+        elif record.duplicate_of:
             groups["looked up", "the same loss was known already"].append(record)
         else:
             groups[record.state.value, plain_reason(record.reason)].append(record)
@@ -100,7 +100,7 @@ def plain_reason(reason: str) -> str:
     return _NUMBER.sub("…", _TERM.sub("", reason.partition("; term ")[0]))
 
 
-def marginals(records: Iterable[Record]) -> dict[str, list[Gene]]:
+def marginals(records: Iterable[Trial]) -> dict[str, list[Gene]]:
     """For each study, how the options of each gene did on the mean; genes that matter most first."""
     values: dict[str, dict[str, dict[str, list[float]]]] = {}
     for record in measured(records):

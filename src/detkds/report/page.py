@@ -15,7 +15,7 @@ from detkds.report import analysis, plots
 from detkds.report.agreement import agreement_line
 from detkds.report.formatting import points
 from detkds.report.guidance import guidance
-from detkds.search.result import Record
+from detkds.search.result import Trial
 
 MOST_CLASSES = 40
 """Classes in the table of AP by class, those with the largest gain."""
@@ -32,7 +32,7 @@ _PARTS: dict[str, Any] = {
 def write_report(
     path: Path,
     summary: Mapping[str, Any],
-    records: Sequence[Record],
+    records: Sequence[Trial],
     finals: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the report of a run as one HTML file that loads nothing from elsewhere.
@@ -51,7 +51,7 @@ def write_report(
 
 def render(
     summary: Mapping[str, Any],
-    records: Sequence[Record],
+    records: Sequence[Trial],
     finals: Sequence[Mapping[str, Any]] = (),
     *,
     folder: str = "",

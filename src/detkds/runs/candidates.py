@@ -10,7 +10,7 @@ from itertools import islice
 
 from detkds.policy import Policy, Term
 from detkds.runs.plan import SEARCH, Plan
-from detkds.search.result import Peers, Result
+from detkds.search.result import HalvingGroup, Result
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.task import Task
 from detkds.training.calibrate import probe_terms, unit
@@ -29,15 +29,15 @@ class ProxyEvaluator:
         self.scheduler = scheduler
         self.labels: Sequence[str] = ()
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
-        """One result per policy, in order; without ``peers`` all are compared with one another."""
+    def evaluate(self, policies: Sequence[Policy], groups: Sequence[HalvingGroup] = ()) -> list[Result]:
+        """One result per policy, in order; without ``groups`` all are compared with one another."""
         search = self.plan.config.search
-        compared: list[Peers | None] = [None] * len(policies)
+        compared: list[HalvingGroup | None] = [None] * len(policies)
         if self.plan.halving is not None:
-            compared = list(peers) or [Peers()] * len(policies)
-        groups: dict[str, list[str]] = {}
+            compared = list(groups) or [HalvingGroup()] * len(policies)
+        members: dict[str, list[str]] = {}
         for policy, own in zip(policies, compared, strict=True):
-            groups.setdefault(own.group if own else "", []).append(policy.key)
+            members.setdefault(own.name if own else "", []).append(policy.key)
         labels = self.labels if len(self.labels) == len(policies) else [str(policy) for policy in policies]
         tasks = [
             Task(
@@ -46,8 +46,8 @@ class ProxyEvaluator:
                 search.seed,
                 calibration_seed=search.seed,
                 screened=search.filter,
-                peers=own,
-                group=tuple(sorted(groups[own.group])) if own else (),
+                group=own,
+                members=tuple(sorted(members[own.name])) if own else (),
                 label=label,
             )
             for policy, own, label in zip(policies, compared, labels, strict=True)

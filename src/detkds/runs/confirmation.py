@@ -14,7 +14,7 @@ from typing import Any
 from detkds.policy import Policy
 from detkds.runs.plan import CONFIRMATION, Plan
 from detkds.search.divide_and_conquer import COMBINATION, SearchOutcome
-from detkds.search.result import Record, rank
+from detkds.search.result import Trial, rank
 from detkds.statistics import mean_and_spread
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.task import Task
@@ -24,7 +24,7 @@ from detkds.tasks.task import Task
 class Confirmed:
     """A candidate of the search, and its AP by seed at the full budget on the validation images."""
 
-    record: Record
+    record: Trial
     ap: dict[int, float]
 
     @property
@@ -42,12 +42,12 @@ class Confirmed:
         return {"trial": self.record.place, "policy": str(self.policy), "proxy_ap": self.record.ap, "ap": self.ap}
 
 
-def to_confirm(outcome: SearchOutcome, count: int) -> list[Record]:
+def to_confirm(outcome: SearchOutcome, count: int) -> list[Trial]:
     """The best distinct candidates, half of them single terms: a long training may want less than a short one.
 
     Where there are too few of one half, the other fills up.
     """
-    ranked = rank(outcome.records)
+    ranked = rank(outcome.trials)
     singles = [record for record in ranked if record.study != COMBINATION][: count // 2]
     names = {record.place for record in singles}
     others = [record for record in ranked if record.place not in names]

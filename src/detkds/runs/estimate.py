@@ -21,6 +21,7 @@ from detkds.policy import Policy, Term
 from detkds.runs.executors import count_workers
 from detkds.runs.plan import COMPARISON, TEACHING, Plan, absolute
 from detkds.runs.preview import confirmations, populations, trainings
+from detkds.search.halving import expected_shares
 from detkds.search.space import points
 from detkds.structures import Batch
 from detkds.training.batch_files import BatchFiles
@@ -91,7 +92,7 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     teacher = _teacher_seconds(plan, speed)
     proxy = _steps(plan, plan.proxy_config, plan.proxy_data)
     check = len(plan.validation_data) * speed.student_predict
-    spent, total = trainings(plan), plan.settings.trainings(kinds)
+    spent, total = trainings(plan), plan.config.search.trainings(kinds)
     shared = speed.data + speed.teacher_forward
     stepped, checked = _expected(plan)
     terms_of_all = spent.single + (spent.combination + spent.joint) * kinds
@@ -102,7 +103,7 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     steps = _steps(plan, config.train, plan.proxy_data)
     confirmation = confirmations(plan) * (steps * (speed.student_step + kinds * speed.distillation) + check)
     confirmation += -(-confirmations(plan) // config.proxy.population) * steps * shared
-    comparison = _comparison_seconds(plan, speed, plan.settings.finalists)
+    comparison = _comparison_seconds(plan, speed, plan.config.final.top)
     workers = count_workers(plan)
     seconds = {"search": search, "confirmation": confirmation, "comparison": comparison}
     return _minutes({"teacher": teacher} | {name: value / workers for name, value in seconds.items() if value})
@@ -144,7 +145,7 @@ def _expected(plan: Plan) -> tuple[float, float]:
     """The part of its steps that a candidate of the search takes, and how often it is measured, on the mean."""
     if plan.halving is None:
         return 1.0, 1.0
-    shares = plan.halving.shares(plan.proxy_config.epochs)
+    shares = expected_shares(plan.halving, plan.proxy_config.epochs)
     return sum(shares) / len(shares), sum(shares[rung - 1] for rung in plan.halving.rungs) + shares[-1]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from detkds.config import DetectorConfig, RunConfig, TrainConfig
+from detkds.config import DetectorConfig, HalvingConfig, RunConfig, TrainConfig
 from detkds.config_file import SchemaError, load_config
 from detkds.data.augment import Augmentation
 from detkds.data.coco import CocoDataset
@@ -31,8 +31,7 @@ from detkds.registry import KNOWLEDGE
 from detkds.runs.datasets import load_data, require_masks, split_data
 from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, TEACHER
 from detkds.search.divide_and_conquer import check_sampler
-from detkds.search.halving import Halving, check_rungs
-from detkds.search.settings import SearchSettings
+from detkds.search.halving import check_rungs
 from detkds.search.space import Space, load_spaces
 from detkds.tasks.content import files_of, setup_digest
 from detkds.training.digests import data_digest
@@ -75,8 +74,7 @@ class Plan:
     refused: Mapping[str, str]
     policies: Mapping[str, Policy]
     warm_start: tuple[Policy, ...]
-    settings: SearchSettings
-    halving: Halving | None
+    halving: HalvingConfig | None
     inherited: tuple[str, ...]
     masks: bool
 
@@ -215,8 +213,8 @@ def make_plan(config: RunConfig) -> Plan:
     embedded = config.data.embedded is not None
     data = None if embedded else attempt(load_data, config)
     attempt(lambda: Augmentation(**config.train.augmentation.model_dump()))
-    settings = attempt(search_settings, config)
-    halving = attempt(proxy_halving, config)
+    attempt(check_sampler, config.search.sampler)
+    attempt(check_halving, config)
     attempt(check_executor, config)
     attempt(check_training, config)
     spaces = attempt(load_spaces, config.search.space, config.search.weighting, config.search.knowledge)
@@ -262,8 +260,7 @@ def make_plan(config: RunConfig) -> Plan:
         refused=refused,
         policies=policies,
         warm_start=tuple(first.values()),
-        settings=settings,
-        halving=halving,
+        halving=config.proxy.halving,
         inherited=tuple(student.inherit(teacher)) if config.inherits else (),
         masks=student.info.masks,
     )
@@ -341,47 +338,14 @@ def check_roles(config: RunConfig) -> None:
     faults.raise_as(ConfigError)
 
 
-def search_settings(config: RunConfig) -> SearchSettings:
-    """The search's settings, with the sampler and its arguments checked."""
-    search = config.search
-    check_sampler(search.sampler)
-    return SearchSettings(
-        sampler=search.sampler,
-        population=search.population,
-        sample_ratio=search.sample_ratio,
-        parents=search.parents,
-        newcomer=search.newcomer,
-        single_budget=search.single_budget,
-        combination_budget=search.combination_budget,
-        divide=search.divide,
-        parallel=search.parallel,
-        cohort=config.proxy.population,
-        initial_chunk=max(1, config.proxy.population // (max(1, len(search.knowledge)) if search.divide else 1)),
-        finalists=config.final.top,
-    )
-
-
-def proxy_halving(config: RunConfig) -> Halving | None:
-    """Successive halving on the proxy; None where it is not asked for.
+def check_halving(config: RunConfig) -> None:
+    """Make sure that losing candidates stop before the proxy's training ends.
 
     Raises:
-        ConfigError: listing every fault.
+        ConfigError: they do not.
     """
-    asked = config.proxy.halving
-    if asked is None:
-        return None
-    faults = Faults("proxy")
-    try:
-        check_rungs(asked.rungs, config.proxy.epochs)
-    except ConfigError as error:
-        faults.add(error)
-    try:
-        halving = Halving(asked.rungs, asked.eta, asked.brackets)
-    except ConfigError as error:
-        halving = None
-        faults.add(error)
-    faults.raise_as(ConfigError)
-    return halving
+    if config.proxy.halving is not None:
+        check_rungs(config.proxy.halving.rungs, config.proxy.epochs)
 
 
 def check_training(config: RunConfig) -> None:

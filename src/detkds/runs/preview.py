@@ -20,9 +20,9 @@ from detkds.search.space import Space, points
 
 def preview(plan: Plan) -> dict[str, Any]:
     """Data, pair, spaces, budgets and the policies to be compared."""
-    config, settings = plan.config, plan.settings
+    config, settings = plan.config, plan.config.search
     student = plan.build_student(config.seed, False)
-    searched = "searched" if settings.finalists == 1 else f"searched (best {settings.finalists})"
+    searched = "searched" if config.final.top == 1 else f"searched (best {config.final.top})"
     compared = [entry.name for entry in contenders(plan, [])]
     return {
         "name": config.name,
@@ -60,7 +60,7 @@ def preview(plan: Plan) -> dict[str, Any]:
         "search": {
             "sampler": settings.sampler,
             "weighting": config.search.weighting,
-            "halving": asdict(plan.halving) if plan.halving else None,
+            "halving": plan.halving.model_dump() if plan.halving else None,
             "evaluator": config.executor,
             "workers": config.workers,
             "filter": config.search.filter,
@@ -72,7 +72,7 @@ def preview(plan: Plan) -> dict[str, Any]:
         "comparison": {
             "policies": [*compared, searched],
             "seeds": list(config.final.seeds),
-            "trainings": (len(compared) + settings.finalists) * len(config.final.seeds),
+            "trainings": (len(compared) + config.final.top) * len(config.final.seeds),
         },
     }
 
@@ -88,14 +88,14 @@ class Trainings:
 
 def trainings(plan: Plan) -> Trainings:
     """What the search spends."""
-    settings, kinds = plan.settings, len(plan.spaces)
+    settings, kinds = plan.config.search, len(plan.spaces)
     single, total = settings.single_budget * kinds, settings.trainings(kinds)
     return Trainings(single, combination=total - single) if settings.divide else Trainings(joint=total)
 
 
 def populations(plan: Plan) -> int:
     """About how many populations a search trains: iterations of one study follow each other, kinds go side by side."""
-    spent, parallel, most = trainings(plan), plan.settings.parallel, plan.config.proxy.population
+    spent, parallel, most = trainings(plan), plan.config.search.parallel, plan.config.proxy.population
     singles, others = min(most, len(plan.spaces) * parallel), min(most, parallel)
     return math.ceil(spent.single / singles) + math.ceil((spent.combination + spent.joint) / others)
 
@@ -103,7 +103,7 @@ def populations(plan: Plan) -> int:
 def confirmations(plan: Plan) -> int:
     """Trainings at the full budget between search and comparison."""
     search = plan.config.search
-    return max(search.confirm, plan.settings.finalists) * search.confirm_seeds if search.confirm else 0
+    return max(search.confirm, plan.config.final.top) * search.confirm_seeds if search.confirm else 0
 
 
 def combinations(spaces: Mapping[str, Space]) -> int:

@@ -23,8 +23,8 @@ from detkds.runs.datasets import describe_data
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.session import Session, open_session
 from detkds.search.divide_and_conquer import Event, make_sampler, run_side_by_side, study_seed
-from detkds.search.journal import open_storage
-from detkds.search.result import Record, SearchError, State
+from detkds.search.result import SearchError, State, Trial
+from detkds.search.storage import open_storage
 from detkds.search.study import SearchStudy
 from detkds.statistics import kendall_tau
 from detkds.tasks.scheduler import Scheduler
@@ -64,7 +64,7 @@ def run_proxy_check(config: RunConfig, policies: int, seeds: int, progress: Prog
     return check
 
 
-def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list[Record]:
+def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list[Trial]:
     """Random trials of every kind of knowledge."""
     plan = session.plan
     session.progress.stage("proxy", policies)
@@ -74,7 +74,7 @@ def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list
     each, more = divmod(policies, len(plan.spaces))
     studies = []
     for index, (kind, space) in enumerate(plan.spaces.items()):
-        sampler = make_sampler("random", space, study_seed(seed, f"proxy check {kind}"), plan.settings)
+        sampler = make_sampler("random", space, study_seed(seed, f"proxy check {kind}"), plan.config.search)
         studies.append(SearchStudy(kind, sampler, storage, each + (index < more)))
     evaluator = ProxyEvaluator(plan, scheduler)
 
@@ -83,11 +83,11 @@ def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list
             evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
 
     run_side_by_side(studies, evaluator, on_event)
-    return [record for study in studies for record in study.records if not record.twin_of]
+    return [record for study in studies for record in study.trials if not record.duplicate_of]
 
 
 def _summed_up(
-    plan: Plan, records: Sequence[Record], full: Mapping[str, Mapping[int, float]], seeds: int
+    plan: Plan, records: Sequence[Trial], full: Mapping[str, Mapping[int, float]], seeds: int
 ) -> dict[str, Any]:
     """Plain data; policies of which a training failed are counted and left out of the comparison."""
     points = [

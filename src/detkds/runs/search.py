@@ -54,25 +54,25 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
             with session.clocked("comparison"):
                 comparison = compare(plan, scheduler, contenders(plan, chosen))
             ship(session, scheduler, comparison.rows, chosen)
-        summary = summarize(plan, teacher, comparison.rows, outcome.records, confirmed, session.seconds())
+        summary = summarize(plan, teacher, comparison.rows, outcome.trials, confirmed, session.seconds())
         summary["teacher_outputs"] = describe(plan, session.folder)
         summary["proxy_check"] = read_check(session.folder)
-        write_summary(session.folder, summary, outcome.records, chosen[0])
-        write_report(session.folder / "report.html", summary, outcome.records, comparison.trainings)
+        write_summary(session.folder, summary, outcome.trials, chosen[0])
+        write_report(session.folder / "report.html", summary, outcome.trials, comparison.trainings)
     return Finished(session.folder, plan, summary, comparison.rows, outcome)
 
 
 def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
     """Search on the proxy; the study is kept in the run folder (or in ``search.storage``) and resumed from it."""
     plan, progress = session.plan, session.progress
-    settings = plan.settings
-    progress.stage(SEARCH, settings.trainings(len(plan.spaces)))
+    config = plan.config
+    progress.stage(SEARCH, config.search.trainings(len(plan.spaces)))
     for kind, reason in plan.refused.items():
         progress.note(f"{kind} is not searched: {reason}")
     evaluator = ProxyEvaluator(plan, scheduler)
 
     def on_event(event: Event) -> None:
-        record = event.record
+        record = event.trial
         if event.kind == "round":
             evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
         elif event.kind == "study" and record is not None:
@@ -81,10 +81,19 @@ def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
             progress.note(f"{event.study}: {event.message}")
 
     begin: Sequence[Policy] = plan.warm_start
-    if plan.config.search.weighting == "gradient":
+    if config.search.weighting == "gradient":
         begin = relative_policies(plan, begin)
-    store = plan.config.search.storage or session.folder
-    return search(evaluator, plan.spaces, settings, store, plan.config.search.seed, on_event, begin)
+    return search(
+        evaluator,
+        plan.spaces,
+        config.search,
+        config.search.storage or session.folder,
+        config.search.seed,
+        on_event,
+        begin,
+        population=config.proxy.population,
+        finalists=config.final.top,
+    )
 
 
 def ship(session: Session, scheduler: Scheduler, rows: Sequence[Row], chosen: Sequence[Policy]) -> None:

@@ -19,14 +19,14 @@ from detkds.runs.confirmation import Confirmed
 from detkds.runs.datasets import describe_data
 from detkds.runs.plan import Plan
 from detkds.runs.verdict import TEACHER, Row, verdict
-from detkds.search.result import Record, State
+from detkds.search.result import State, Trial
 
 
 def summarize(
     plan: Plan,
     teacher: Mapping[str, Any],
     rows: Sequence[Row],
-    records: Sequence[Record],
+    records: Sequence[Trial],
     confirmed: Sequence[Confirmed],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def summarize(
             "filter": plan.config.search.filter,
             "trainings": sum(record.counts for record in records),
             "epochs": _proxy_epochs(plan, records),
-            "looked_up": sum(bool(record.twin_of) for record in records),
+            "looked_up": sum(bool(record.duplicate_of) for record in records),
             "states": counts,
             "refused_knowledge": dict(plan.refused),
         },
@@ -102,14 +102,14 @@ def comparable(teacher: Mapping[str, Any], *, masks: bool) -> dict[str, Any]:
     return with_box_ap(teacher) if masks or not of_masks else dict(teacher["boxes"])
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Record], policy: Policy) -> None:
+def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Trial], policy: Policy) -> None:
     """Write ``summary.json``, ``trials.jsonl`` and ``policy.yaml``."""
     write_text(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
     write_text(folder / "trials.jsonl", "".join(json.dumps(finite(r.to_dict())) + "\n" for r in records))
     write_text(folder / "policy.yaml", policy.to_yaml())
 
 
-def _proxy_epochs(plan: Plan, records: Sequence[Record]) -> dict[str, float]:
+def _proxy_epochs(plan: Plan, records: Sequence[Trial]) -> dict[str, float]:
     """Epochs that candidates were trained for, and that were saved because they stopped early."""
     stopped = [record for record in records if record.state is State.PRUNED and record.counts]
     saved = sum(plan.proxy_config.epochs - record.epochs for record in stopped)

@@ -5,7 +5,9 @@ Or, for comparison, one search of the joint space of all kinds.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +16,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.storages import BaseStorage
 
+from detkds.config import SearchConfig
 from detkds.errors import ConfigError, Faults, UserError, unknown_name
 from detkds.policy import Policy, Term
 from detkds.registry import SAMPLERS, parse_expression
 from detkds.search.combination import CombinationSpace
 from detkds.search.joint import JointSpace
-from detkds.search.journal import open_storage, sole_search
-from detkds.search.result import Evaluator, Record, SearchError, rank
+from detkds.search.result import Evaluator, SearchError, Trial, rank
 from detkds.search.samplers.base import SearchSampler
-from detkds.search.settings import SearchSettings
 from detkds.search.space import Params, SearchSpace, Space
-from detkds.search.study import Candidate, SearchStudy
+from detkds.search.storage import locked, open_storage
+from detkds.search.study import SearchStudy
 
 COMBINATION = "combination"
 """The name of the second stage's study."""
@@ -40,45 +42,45 @@ class Event:
     """What a search reports while it runs.
 
     ``round``: candidates are about to be measured. ``trial``: one was measured. ``study``: a study has stopped, with
-    its best record. ``left_out``: a kind of knowledge found nothing, with the reason in ``message``.
+    its best trial. ``left_out``: nothing of a kind of knowledge was completed, with the reason in ``message``.
     """
 
     kind: Literal["round", "trial", "study", "left_out"]
     study: str = ""
-    record: Record | None = None
-    candidates: tuple[Candidate, ...] = ()
+    trial: Trial | None = None
+    candidates: tuple[Trial, ...] = ()
     message: str = ""
 
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        best: the record of highest proxy AP.
-        per_knowledge: the best single-term record of every kind of knowledge; empty where they were searched together.
+        best: the trial of highest proxy AP.
+        per_knowledge: the best single-term trial of every kind of knowledge; empty where they were searched together.
         finalists: the best distinct policies, best first, for a comparison at the full budget.
-        records: all trials of all studies.
-        left_out: why kinds of knowledge found nothing.
+        trials: all of all studies.
+        left_out: why nothing of a kind of knowledge was completed.
     """
 
-    best: Record
-    per_knowledge: Mapping[str, Record]
-    finalists: tuple[Record, ...]
-    records: tuple[Record, ...]
+    best: Trial
+    per_knowledge: Mapping[str, Trial]
+    finalists: tuple[Trial, ...]
+    trials: tuple[Trial, ...]
     left_out: Mapping[str, str]
 
     @property
     def trained(self) -> int:
         """Candidate trainings spent."""
-        return sum(record.counts for record in self.records)
+        return sum(trial.counts for trial in self.trials)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "best": self.best.to_dict(),
-            "per_knowledge": {name: record.to_dict() for name, record in self.per_knowledge.items()},
-            "finalists": [record.to_dict() for record in self.finalists],
+            "per_knowledge": {name: trial.to_dict() for name, trial in self.per_knowledge.items()},
+            "finalists": [trial.to_dict() for trial in self.finalists],
             "left_out": dict(self.left_out),
             "trained": self.trained,
         }
@@ -87,60 +89,70 @@ class SearchOutcome:
 def search(
     evaluator: Evaluator,
     spaces: Mapping[str, Space],
-    settings: SearchSettings | None = None,
+    config: SearchConfig | None = None,
     store: str | Path | BaseStorage | None = None,
     seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
     warm_start: Sequence[Policy] = (),
+    *,
+    population: int = 8,
+    finalists: int = 3,
 ) -> SearchOutcome:
     """Divide and conquer (Algorithm 1 of the paper): evolve each kind of knowledge alone, then their weights.
 
-    With ``settings.divide`` false one study of the joint space spends all trainings instead (the paper's Table 12).
+    With ``config.divide`` false one study of the joint space spends all trainings instead (the paper's Table 12).
 
     The first stage's studies are independent, and advance side by side: one round measures the next candidates of
     each in one call of the evaluator. Called again with the same store the search continues where it ended, and
     with a deterministic evaluator it ends with the same trials and the same winner as if it had not been interrupted.
+    With other budgets it ends as a search that had them from the beginning: a smaller budget uses the first trials
+    that are stored, a larger one adds to them. Other winners of the first stage are combined in a study of their own.
 
     Args:
         evaluator: measures policies.
         spaces: the space of every kind of knowledge, by name.
-        settings: algorithm and budgets.
+        config: algorithm and budgets.
         store: a journal file or run folder, the URL of an Optuna storage, or a storage; None keeps nothing.
         seed: a whole number >= 0.
         on_event: told what happens.
         warm_start: policies whose terms join the initial populations.
+        population: how many candidates the evaluator trains side by side.
+        finalists: how many of the best distinct policies are wanted.
 
     Raises:
         SearchError: the store cannot be used, or no candidate could be completed.
         ConfigError: a warm-start term lies outside its space, or the seed is no whole number >= 0.
     """
-    settings = settings or SearchSettings()
+    config = config or SearchConfig()
     tell = on_event or (lambda event: None)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"seed: expected a whole number >= 0, got {seed!r}")
     if not spaces:
         raise SearchError("search: expected the space of at least one kind of knowledge, got none")
-    samplers = _samplers(spaces, settings, seed, warm_start)
-    store = InMemoryStorage() if store is None else store
-    with sole_search(store):
+    samplers = _samplers(spaces, config, seed, warm_start)
+    chunk = max(1, population // len(samplers))
+    with locked(store):
         storage = open_storage(store)
         studies = {
-            name: SearchStudy(name, sampler, storage, sampler.settings.single_budget)
+            name: SearchStudy(
+                name, sampler, storage, sampler.config.single_budget, chunk=chunk, group=population,
+                stored_as=_stored_as(name, sampler, sampler.config.single_budget),
+            )
             for name, sampler in samplers.items()
-        }
+        }  # fmt: skip
         run_side_by_side(list(studies.values()), evaluator, tell)
-        best, left_out = _harvest(studies, tell)
-        records = [record for study in studies.values() for record in study.records]
+        best, left_out = _best_of_each(studies, tell)
+        trials = [trial for study in studies.values() for trial in study.trials]
         if not best:
             raise SearchError([f"{name}: no candidate was completed: {reason}" for name, reason in left_out.items()])
-        if settings.divide and len(best) > 1 and settings.combination_budget > 0:
-            study = _combination(best, records, spaces, storage, settings, seed)
+        if config.divide and len(best) > 1 and config.combination_budget > 0:
+            study = _combination(best, trials, spaces, storage, config, seed, chunk, population)
             run_side_by_side([study], evaluator, tell)
             tell(Event("study", study.name, study.best, message=study.stopped))
-            records += study.records
-    ranked = rank(records)
-    best = best if settings.divide else {}
-    return SearchOutcome(ranked[0], best, tuple(ranked[: settings.finalists]), tuple(records), left_out)
+            trials += study.trials
+    ranked = rank(trials)
+    best = best if config.divide else {}
+    return SearchOutcome(ranked[0], best, tuple(ranked[:finalists]), tuple(trials), left_out)
 
 
 def run_side_by_side(studies: Sequence[SearchStudy], evaluator: Evaluator, tell: Callable[[Event], None]) -> None:
@@ -150,22 +162,21 @@ def run_side_by_side(studies: Sequence[SearchStudy], evaluator: Evaluator, tell:
     """
     while open_studies := [study for study in studies if not study.stopped]:
         behind = min(study.wave for study in open_studies)
-        gathered = [(study, study.gather()) for study in open_studies if study.wave == behind]
-        turns = [(study, candidate) for study, candidates in gathered for candidate in candidates]
+        asked = [(study, study.ask()) for study in open_studies if study.wave == behind]
+        turns = [(study, trial) for study, trials in asked for trial in trials]
         if not turns:
             continue
-        candidates = [candidate for _, candidate in turns]
-        tell(Event("round", candidates=tuple(candidates)))
-        peers = [one for study, candidates in gathered for one in study.peers(candidates)]
-        results = evaluator.evaluate([candidate.policy for candidate in candidates], peers)
-        if len(results) != len(candidates):
-            raise RuntimeError(f"the evaluator gave {len(results)} results for {len(candidates)} policies")
-        for (study, candidate), result in zip(turns, results, strict=True):
-            tell(Event("trial", study.name, study.tell(candidate, result)))
+        tell(Event("round", candidates=tuple(trial for _, trial in turns)))
+        groups = [group for study, trials in asked for group in study.groups(trials)]
+        results = evaluator.evaluate([trial.policy for _, trial in turns], groups)
+        if len(results) != len(turns):
+            raise RuntimeError(f"the evaluator gave {len(results)} results for {len(turns)} policies")
+        for (study, trial), result in zip(turns, results, strict=True):
+            tell(Event("trial", study.name, study.tell(trial, result)))
 
 
 def make_sampler(
-    expression: str, space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = ()
+    expression: str, space: SearchSpace, seed: int, config: SearchConfig, initial: Sequence[Params] = ()
 ) -> SearchSampler:
     """Build a registered sampler from an expression such as ``evolution`` or ``mcts(c=1.41, amaf=false)``.
 
@@ -173,7 +184,7 @@ def make_sampler(
         ConfigError: listing every fault of the expression.
     """
     name, arguments = _parse_sampler(expression)
-    return SAMPLERS[name](space, seed, settings, initial, **arguments)
+    return SAMPLERS[name](space, seed, config, initial, **arguments)
 
 
 def check_sampler(expression: str) -> None:
@@ -182,7 +193,7 @@ def check_sampler(expression: str) -> None:
     Raises:
         ConfigError: listing every fault of the expression.
     """
-    make_sampler(expression, CombinationSpace({"logits": Term("logits", [], "l1")}, [1.0]), 0, SearchSettings())
+    make_sampler(expression, CombinationSpace({"logits": Term("logits", [], "l1")}, [1.0]), 0, SearchConfig())
 
 
 def _parse_sampler(expression: str) -> tuple[str, dict[str, Any]]:
@@ -194,7 +205,7 @@ def _parse_sampler(expression: str) -> tuple[str, dict[str, Any]]:
     if name not in SAMPLERS:
         raise ConfigError(unknown_name("sampler", name, SAMPLERS))
     parameters = inspect.signature(SAMPLERS[name]).parameters.values()
-    known = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    known = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     if positional:
         got, wanted = (", ".join(map(str, names)) or "none" for names in (positional, known))
         faults.add(f"expected arguments by name, as in 'c=0.5', got {got}; its arguments: {wanted}")
@@ -211,73 +222,87 @@ def study_seed(seed: int, name: str) -> int:
 
 
 def _samplers(
-    spaces: Mapping[str, Space], settings: SearchSettings, seed: int, warm_start: Sequence[Policy]
+    spaces: Mapping[str, Space], config: SearchConfig, seed: int, warm_start: Sequence[Policy]
 ) -> dict[str, SearchSampler]:
     """The sampler of every study of the first stage, or of the only one; their budget is ``single_budget``."""
     choices = _warm_choices(warm_start, spaces)
-    if settings.divide:
+    if config.divide:
         initial = {name: [parts[name] for parts in choices if name in parts] for name in spaces}
         searched: Mapping[str, SearchSpace] = spaces
     else:
         joint = JointSpace(spaces)
         initial = {JOINT: [joint.join(parts) for parts in choices if parts]}
         searched = {JOINT: joint}
-        settings = replace(settings, single_budget=settings.trainings(len(spaces)))
+        config = config.model_copy(update={"single_budget": config.trainings(len(spaces))})
     return {
-        name: make_sampler(settings.sampler, space, study_seed(seed, name), settings, _distinct(initial[name]))
+        name: make_sampler(config.sampler, space, study_seed(seed, name), config, _distinct(initial[name]))
         for name, space in searched.items()
     }
 
 
+def _stored_as(name: str, sampler: SearchSampler, budget: int, *begun_with: Any) -> str:
+    """The name of a study in a store, with a digest of what it is begun with beyond its origin."""
+    parts = [*begun_with, *([budget] if sampler.uses_budget else [])]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:6]
+    return f"{name}-{digest}" if parts else name
+
+
 def _combination(
-    best: Mapping[str, Record],
-    records: Sequence[Record],
+    best: Mapping[str, Trial],
+    trials: Sequence[Trial],
     spaces: Mapping[str, Space],
-    storage: BaseStorage,
-    settings: SearchSettings,
+    storage: BaseStorage | None,
+    config: SearchConfig,
     seed: int,
+    chunk: int,
+    population: int,
 ) -> SearchStudy:
     """The second stage: each single winner as a free seed, all winners together, and all at a fifth of their weight."""
-    terms = {name: _term(record) for name, record in best.items()}
+    terms = {name: _term(trial) for name, trial in best.items()}
     weights = sorted({float(weight) for name in best for weight in spaces[name].genes["weight"]})
     space = CombinationSpace(terms, weights)
     together = space.nearest({name: term.weight for name, term in terms.items()})
     lighter = space.nearest({name: term.weight / 5 for name, term in terms.items()})
     sampler = make_sampler(
-        "weights" if _parse_sampler(settings.sampler)[0] == "evolution" else settings.sampler,
+        "weights" if _parse_sampler(config.sampler)[0] == "evolution" else config.sampler,
         space,
         study_seed(seed, COMBINATION),
-        settings,
+        config,
         [together] if lighter == together else [together, lighter],
     )
-    known = {record.key: record for record in reversed(rank(records))}
-    study = SearchStudy(COMBINATION, sampler, storage, settings.combination_budget, known)
-    for name, record in best.items():
-        study.add_seed(space.nearest({name: terms[name].weight}), record)
+    known = {trial.key: trial for trial in reversed(rank(trials))}
+    singles = {space.key(space.nearest({name: weight})) for name in terms for weight in weights if weight}
+    begun_with = [space.describe(), sorted((key, known[key].place, known[key].ap) for key in singles if key in known)]
+    budget = config.combination_budget
+    study = SearchStudy(
+        COMBINATION, sampler, storage, budget, known, chunk=chunk, group=population,
+        stored_as=_stored_as(COMBINATION, sampler, budget, *begun_with),
+    )  # fmt: skip
+    for name, trial in best.items():
+        study.add_seed(space.nearest({name: terms[name].weight}), trial)
     return study
 
 
-def _harvest(
+def _best_of_each(
     studies: Mapping[str, SearchStudy], tell: Callable[[Event], None]
-) -> tuple[dict[str, Record], dict[str, str]]:
-    best: dict[str, Record] = {}
+) -> tuple[dict[str, Trial], dict[str, str]]:
+    best: dict[str, Trial] = {}
     left_out: dict[str, str] = {}
     for name, study in studies.items():
-        record = study.best
-        if record is not None:
-            best[name] = record
-            tell(Event("study", name, record, message=study.stopped))
+        if study.best is not None:
+            best[name] = study.best
+            tell(Event("study", name, study.best, message=study.stopped))
             continue
-        states = Counter(record.state.value for record in study.records if record.state is not None)
-        reasons = Counter(record.reason for record in study.records if record.reason)
+        states = Counter(trial.state.value for trial in study.trials if trial.state is not None)
+        reasons = Counter(trial.reason for trial in study.trials if trial.reason)
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "nothing was proposed"
         left_out[name] = counts + "".join(f"; mostly: {reason}" for reason, _ in reasons.most_common(1))
         tell(Event("left_out", name, message=left_out[name]))
     return best, left_out
 
 
-def _term(record: Record) -> Term:
-    (term,) = record.policy.terms
+def _term(trial: Trial) -> Term:
+    (term,) = trial.policy.terms
     return term
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from detkds.errors import ConfigError, Faults
+from detkds.config import HalvingConfig
+from detkds.errors import ConfigError
 from detkds.policy import Policy
-from detkds.search.result import Peers, Result, SearchError, State
+from detkds.search.result import HalvingGroup, Result, SearchError, State, Trial
 
 
-@dataclass(frozen=True)
-class Halving:
-    """When candidates are measured on their way, and how many go on.
+class SuccessiveHalving:
+    """Successive halving among the candidates of one call of an evaluator.
 
     A candidate that arrives at a rung goes on if fewer than ceil(n / eta) of the n APs at this rung are larger than
     its own: those of its group that arrive with it, and those of the candidates its study measured before. Fewer than
@@ -28,80 +28,40 @@ class Halving:
     which decides by what is known on arrival, but never takes up again what has stopped; brackets as in Hyperband
     (Li et al., 2018), with equal shares.
 
-    Attributes:
-        rungs: epochs after which AP is measured, ascending, each at least 1.
-        eta: of ``eta`` candidates one goes on; at least 2.
-        brackets: 1 for successive halving; at most one more than there are rungs.
-
-    Raises:
-        ConfigError: listing every fault.
-    """
-
-    rungs: tuple[int, ...]
-    eta: int = 3
-    brackets: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rungs", tuple(self.rungs))
-        faults = Faults("halving")
-        steps = list(zip((0, *self.rungs), self.rungs, strict=False))
-        if not steps or not all(_is_whole(after) and after > before for before, after in steps):
-            faults.add(f"rungs: expected at least one epoch, ascending whole numbers >= 1, got {list(self.rungs)}")
-        if not _is_whole(self.eta) or self.eta < 2:
-            faults.add(f"eta: expected a whole number >= 2, got {self.eta!r}")
-        if not _is_whole(self.brackets) or not 1 <= self.brackets <= len(self.rungs) + 1:
-            most = len(self.rungs) + 1
-            faults.add(f"brackets: expected a whole number from 1 to {most}, rungs and one, got {self.brackets!r}")
-        faults.raise_as(ConfigError)
-
-    def bracket(self, key: str) -> int:
-        """The bracket of a policy, by its canonical key."""
-        return zlib.crc32(key.encode()) % self.brackets
-
-    def shares(self, epochs: int) -> tuple[float, ...]:
-        """The share of candidates that is expected to train in each of ``epochs`` epochs."""
-        passed = [sum(rung <= epoch for rung in self.rungs) for epoch in range(epochs)]
-        kept = [[self.eta ** -max(0.0, rungs - bracket) for bracket in range(self.brackets)] for rungs in passed]
-        return tuple(sum(row) / self.brackets for row in kept)
-
-
-class Contest:
-    """Successive halving among the candidates of one call of an evaluator.
-
     Args:
-        halving: the rule.
+        config: rungs, eta and brackets.
         policies: the candidates.
-        peers: as in :meth:`detkds.search.result.Evaluator.evaluate`.
+        groups: as in :meth:`detkds.search.result.Evaluator.evaluate`.
     """
 
-    def __init__(self, halving: Halving, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> None:
-        self.halving = halving
-        self.peers = list(peers) or [Peers()] * len(policies)
-        brackets = [halving.bracket(policy.key) for policy in policies]
-        self._pools = [(one.group, bracket) for one, bracket in zip(self.peers, brackets, strict=True)]
-        self._arrived: defaultdict[int, dict[int, float]] = defaultdict(dict)
+    def __init__(self, config: HalvingConfig, policies: Sequence[Policy], groups: Sequence[HalvingGroup] = ()) -> None:
+        self.config = config
+        self.groups = list(groups) or [HalvingGroup()] * len(policies)
+        brackets = [bracket_of(policy.key, config) for policy in policies]
+        self._pools = [(group.name, bracket) for group, bracket in zip(self.groups, brackets, strict=True)]
+        self._reported: defaultdict[int, dict[int, float]] = defaultdict(dict)
 
-    def arrive(self, rung: int, aps: Mapping[int, float]) -> dict[int, str]:
-        """Candidates, by their place in the call, arrive at a rung (from 0) with these APs; those that stop, and why.
+    def report(self, rung: int, aps: Mapping[int, float]) -> dict[int, str]:
+        """Candidates, by their index in the call, arrive at a rung (from 0) with these APs; those that stop, and why.
 
         Candidates of a group are compared with all of it that has arrived, now or in an earlier call of this method.
         """
-        self._arrived[rung].update(aps)
-        return {place: reason for place in aps if (reason := self._loses(rung, place))}
+        self._reported[rung].update(aps)
+        return {index: reason for index in aps if (reason := self._stop_reason(rung, index))}
 
-    def _loses(self, rung: int, place: int) -> str:
+    def _stop_reason(self, rung: int, index: int) -> str:
         """Why a candidate stops here; empty where it goes on."""
-        bracket, ap = self._pools[place][1], self._arrived[rung][place]
-        pool = [ap for other, ap in self._arrived[rung].items() if self._pools[other] == self._pools[place]]
+        bracket, ap = self._pools[index][1], self._reported[rung][index]
+        pool = [ap for other, ap in self._reported[rung].items() if self._pools[other] == self._pools[index]]
         pool += [
             rungs[rung]
-            for key, rungs in self.peers[place].earlier.items()
-            if rung < len(rungs) and self.halving.bracket(key) == bracket
+            for key, rungs in self.groups[index].earlier.items()
+            if rung < len(rungs) and bracket_of(key, self.config) == bracket
         ]
-        better, best = sum(other > ap for other in pool), math.ceil(len(pool) / self.halving.eta)
-        if rung < bracket or len(pool) < self.halving.eta or better < best:
+        better, best = sum(other > ap for other in pool), math.ceil(len(pool) / self.config.eta)
+        if rung < bracket or len(pool) < self.config.eta or better < best:
             return ""
-        epochs = self.halving.rungs
+        epochs = self.config.rungs
         go_on = f"the best {best} go on" if best > 1 else "the best goes on"
         return (
             f"rung {rung + 1} of {len(epochs)} (epoch {epochs[rung]}): AP {ap:.1f}, "
@@ -109,33 +69,75 @@ class Contest:
         )
 
 
-def halved(
-    halving: Halving, policies: Sequence[Policy], peers: Sequence[Peers], results: Sequence[Result]
+def bracket_of(key: str, config: HalvingConfig) -> int:
+    """The bracket of a policy, by its canonical key."""
+    return zlib.crc32(key.encode()) % config.brackets
+
+
+def expected_shares(config: HalvingConfig, epochs: int) -> tuple[float, ...]:
+    """The share of candidates that is expected to train in each of ``epochs`` epochs."""
+    passed = [sum(rung <= epoch for rung in config.rungs) for epoch in range(epochs)]
+    kept = [[config.eta ** -max(0.0, rungs - bracket) for bracket in range(config.brackets)] for rungs in passed]
+    return tuple(sum(row) / config.brackets for row in kept)
+
+
+def halving_groups(trials: Iterable[Trial], numbers: Sequence[int], size: int) -> list[HalvingGroup]:
+    """The groups of the trials of these numbers, which are to be measured now.
+
+    A wave, the trials proposed before any of them is measured, is cut by the order of its trials into groups. What is
+    known of other groups of its wave is no matter to a group, so that a search that was killed between two results
+    goes on to compare the rest with the same candidates as if it had not been.
+
+    Args:
+        trials: all of the study.
+        numbers: the trials to be measured.
+        size: trials of a group.
+    """
+    begins: dict[int, int] = {}
+    places: dict[int, tuple[int, int]] = {}
+    reached: list[Trial] = []
+    name = ""
+    for trial in trials:
+        if trial.wave is not None:
+            wave, name = trial.wave[0], trial.study
+            places[trial.number] = (wave, (trial.number - begins.setdefault(wave, trial.number)) // size)
+        if trial.state in (State.COMPLETE, State.PRUNED) and trial.rungs and not trial.duplicate_of:
+            reached.append(trial)
+    groups: dict[tuple[int, int], HalvingGroup] = {}
+    for place in {places[number] for number in numbers}:
+        earlier = [t for t in reached if places[t.number][0] < place[0] or places[t.number] == place]
+        groups[place] = HalvingGroup(f"{name}/{place[0]}/{place[1]}", {trial.key: trial.rungs for trial in earlier})
+    return [groups[places[number]] for number in numbers]
+
+
+def apply_halving(
+    config: HalvingConfig, policies: Sequence[Policy], groups: Sequence[HalvingGroup], results: Sequence[Result]
 ) -> list[Result]:
     """What successive halving would have made of candidates that were measured to the end.
 
     Args:
-        halving: the rule.
-        policies, peers: the candidates, as in :meth:`detkds.search.result.Evaluator.evaluate`.
+        config: rungs, eta and brackets.
+        policies, groups: the candidates, as in :meth:`detkds.search.result.Evaluator.evaluate`.
         results: of the candidates; completed ones with their AP at every rung. Time is shared out by epochs.
 
     Raises:
         SearchError: a completed result has not as many rungs as the rule.
     """
-    found, contest, count = list(results), Contest(halving, policies, peers), len(halving.rungs)
-    alive = [place for place, result in enumerate(results) if result.state is State.COMPLETE]
+    results, halving, count = list(results), SuccessiveHalving(config, policies, groups), len(config.rungs)
+    alive = [index for index, result in enumerate(results) if result.state is State.COMPLETE]
     faults = [
-        f"{policies[place].key}: expected AP at {count} rungs (epochs {list(halving.rungs)}), got {len(result.rungs)}"
-        for place in alive
-        if len((result := results[place]).rungs) != count
+        f"{policies[index].key}: expected AP at {count} rungs (epochs {list(config.rungs)}), "
+        f"got {len(results[index].rungs)}"
+        for index in alive
+        if len(results[index].rungs) != count
     ]
     if faults:
         raise SearchError(faults)
-    for rung, epoch in enumerate(halving.rungs):
-        stops = contest.arrive(rung, {place: results[place].rungs[rung] for place in alive})
-        for place, reason in stops.items():
-            whole = results[place]
-            found[place] = replace(
+    for rung, epoch in enumerate(config.rungs):
+        stops = halving.report(rung, {index: results[index].rungs[rung] for index in alive})
+        for index, reason in stops.items():
+            whole = results[index]
+            results[index] = replace(
                 whole,
                 state=State.PRUNED,
                 ap=whole.rungs[rung],
@@ -145,8 +147,8 @@ def halved(
                 rungs=whole.rungs[: rung + 1],
                 epochs=epoch,
             )
-        alive = [place for place in alive if place not in stops]
-    return found
+        alive = [index for index in alive if index not in stops]
+    return results
 
 
 def check_rungs(rungs: Sequence[int], epochs: int) -> None:
@@ -160,7 +162,3 @@ def check_rungs(rungs: Sequence[int], epochs: int) -> None:
             f"halving: rungs: expected epochs below the last one, {epochs}, got {list(rungs)}; "
             "train for longer (proxy.epochs) or lower the rungs"
         )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

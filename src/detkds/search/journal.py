@@ -1,4 +1,7 @@
-"""The file a search is kept in: Optuna's journal format, made to withstand a kill or power loss at any moment."""
+"""The file a search is kept in: Optuna's journal format, made to withstand a kill or power loss at any moment.
+
+What depends on the inside of that format is in this file alone.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,48 @@ import logging
 import os
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import optuna
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import TrialState
 
 from detkds.search.result import SearchError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind; a search is then not guarded against a second one
-    fcntl = None
+RESTORE = "restore the file from a copy, or start the search in another folder"
+"""What to do about a damaged store."""
 
-_CREATE_TRIAL = 4
-_SET_PARAM_OR_ATTR = (5, 8, 9)  # operation codes of Optuna's journal format
+_CREATE_TRIAL, _SET_PARAM_OR_ATTR = 4, (5, 8, 9)  # operation codes of Optuna's journal format
 
 _logger = logging.getLogger(__name__)
 
 
-class Journal(BaseJournalBackend):
+class JournalFile(JournalStorage):
+    """Optuna's journal storage over one file.
+
+    Raises:
+        SearchError: the file cannot be opened, is damaged, or is not the journal of a search.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = JournalLines(path)
+        try:
+            super().__init__(self._file)
+        except Exception as error:  # what Optuna raises on a record that it cannot apply depends on the record
+            raise SearchError(f"{path}: a record is damaged ({type(error).__name__}: {error}); {RESTORE}") from None
+
+    def grouped(self) -> contextlib.AbstractContextManager[None]:
+        """Write what is stored in this block at its end, in order; nothing if it raises."""
+        return self._file.grouped()
+
+
+class JournalLines(BaseJournalBackend):
     """One JSON record per line, appended and synced; readable by everything that reads Optuna's journal files.
 
-    It differs from Optuna's own backend in four ways. A torn last line (power loss in the middle of a write) is cut
-    off when the file is opened, and kept beside it as ``<name>.torn``; otherwise the next record would be glued to
-    it and lost. The lock is the kernel's and dies with its process; a lock file would stay and stall the resumed
-    search. Results are synced to disk before the search goes on; proposals reach it with the next result, because one
-    that is lost is made again alike. Records written inside :meth:`grouped` go there together.
+    It differs from Optuna's own backend in three ways. A torn last line (power loss in the middle of a write) is not
+    read; before the next write it is cut off, and kept beside the file as ``<name>.torn``; otherwise the next record
+    would be glued to it and lost. Results are synced to disk before the search goes on; proposals reach it with the
+    next result, because one that is lost is made again alike. Records written inside :meth:`grouped` go there together.
 
     Raises:
         SearchError: a line before the last is damaged, or the file cannot be opened.
@@ -46,8 +64,9 @@ class Journal(BaseJournalBackend):
         self._group: list[dict[str, Any]] | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._open("a+b") as file:
-                self._heal(file)
+            self.path.touch()
+            self._end = _intact_bytes(self.path)
+            self._torn = self._end < self.path.stat().st_size
         except OSError as error:
             raise SearchError(f"{self.path}: the search cannot be stored here: {error}") from None
 
@@ -57,7 +76,7 @@ class Journal(BaseJournalBackend):
         with open(self.path, "rb") as file:
             file.seek(self._offsets[start])
             for number, line in enumerate(file, start=start):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") or (self._torn and self._offsets[number] >= self._end):
                     return
                 if number + 1 == len(self._offsets):
                     self._offsets.append(self._offsets[number] + len(line))
@@ -85,100 +104,45 @@ class Journal(BaseJournalBackend):
 
     def _write(self, logs: Sequence[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self._open("ab") as file:
+        if self._torn:
+            self._cut_off()
+        with open(self.path, "ab") as file:
             file.write(text.encode())
             file.flush()
             if not all(map(_is_proposal, logs)):
                 os.fsync(file.fileno())
 
-    @contextlib.contextmanager
-    def _open(self, mode: str) -> Iterator[BinaryIO]:
-        with open(self.path, mode) as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield file  # type: ignore[misc]
-
-    def _heal(self, file: BinaryIO) -> None:
-        file.seek(0)
-        lines = file.read().splitlines(keepends=True)
-        records = [_parsed(line) for line in lines]
-        if None not in records:
-            return
-        damaged = records.index(None)
-        if not all(record is None or _is_proposal(record) for record in records[damaged:]):
-            raise SearchError(
-                f"{self.path}: line {damaged + 1} is damaged, and results follow it; "
-                "restore the file from a copy, or start the search in another folder"
-            )
-        size = sum(map(len, lines[:damaged]))
-        torn = b"".join(lines[damaged:])
-        with open(self.path.with_name(self.path.name + ".torn"), "ab") as kept:
-            kept.write(torn)
-        file.truncate(size)
-        os.fsync(file.fileno())
+    def _cut_off(self) -> None:
+        with open(self.path, "r+b") as file:
+            file.seek(self._end)
+            torn = file.read()
+            with open(self.path.with_name(self.path.name + ".torn"), "ab") as kept:
+                kept.write(torn)
+            file.truncate(self._end)
+            os.fsync(file.fileno())
+        self._torn = False
         _logger.warning("%s: cut off %d bytes of an unfinished record at its end", self.path, len(torn))
 
 
-def open_storage(store: str | Path | BaseStorage) -> BaseStorage:
-    """Open where trials are kept.
-
-    Args:
-        store: a journal file or the folder it is in (``study.journal``), the URL of any Optuna storage
-            (``postgresql://...``), or an Optuna storage.
+def _intact_bytes(path: Path) -> int:
+    """How many bytes of a journal can be read; less than all where its end is torn.
 
     Raises:
-        SearchError: it cannot be opened or is damaged.
+        SearchError: a result follows a damaged line.
     """
-    if isinstance(store, BaseStorage):
-        return store
-    if isinstance(store, str) and "://" in store:
-        try:
-            return optuna.storages.get_storage(store)
-        except Exception as error:  # the storage behind a URL may raise anything
-            raise SearchError(f"storage {store.split('@')[-1]}: cannot be opened: {error}") from None
-    return JournalStorage(Journal(journal_path(store)))
-
-
-def journal_path(store: str | Path) -> Path:
-    """The journal file that a path stands for: itself (``*.journal``, ``*.log``), or ``study.journal`` in a folder."""
-    path = Path(store)
-    is_file = path.is_file() or (path.suffix in (".journal", ".log") and not path.is_dir())
-    return path if is_file else path / "study.journal"
-
-
-def grouped(storage: BaseStorage) -> contextlib.AbstractContextManager[None]:
-    """A block whose records are written together, where the storage can do so."""
-    backend = getattr(storage, "_backend", None)
-    return backend.grouped() if isinstance(backend, Journal) else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def sole_search(store: str | Path | BaseStorage) -> Iterator[None]:
-    """Hold a file-based search for this process alone; freed by the kernel when the process ends, however it does.
-
-    Raises:
-        SearchError: another process is searching in the same file.
-    """
-    if fcntl is None or isinstance(store, BaseStorage) or "://" in str(store):
-        yield
-        return
-    path = journal_path(store).with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SearchError(
-                f"{journal_path(store)}: another process is searching here; wait for it or use another folder"
-            ) from None
-        yield
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = [_parsed(line) for line in lines]
+    damaged = records.index(None) if None in records else len(lines)
+    if not all(record is None or _is_proposal(record) for record in records[damaged:]):
+        raise SearchError(f"{path}: line {damaged + 1} is damaged, and results follow it; {RESTORE}")
+    return sum(map(len, lines[:damaged]))
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The record on a line; None where the line is damaged or unfinished."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and "op_code" in record else None
 
@@ -186,4 +150,5 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _is_proposal(record: dict[str, Any]) -> bool:
     """Whether a record only says what a trial is to be: the next process would write the same again."""
     operation = record["op_code"]
-    return operation in _SET_PARAM_OR_ATTR or (operation == _CREATE_TRIAL and "state" not in record)
+    is_running = record.get("state", TrialState.RUNNING) == TrialState.RUNNING
+    return operation in _SET_PARAM_OR_ATTR or (operation == _CREATE_TRIAL and is_running)

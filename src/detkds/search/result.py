@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from detkds.errors import UserError
@@ -27,6 +28,10 @@ class State(enum.StrEnum):
     FILTERED = "filtered"
     PRUNED = "pruned"
     FAILED = "failed"
+
+
+REFUSED = (State.FILTERED, State.FAILED)
+"""States without any measurement."""
 
 
 @dataclass(frozen=True)
@@ -68,41 +73,41 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Peers:
-    """Whom a candidate is compared with at the rungs of successive halving.
+class HalvingGroup:
+    """Candidates that are compared with one another at the rungs of successive halving.
 
     Attributes:
-        group: candidates of one call with the same group are compared with one another.
-        earlier: rung APs of the candidates measured before, completed or pruned, by canonical key; those of its
-            own study alone, because candidates of different kinds of knowledge never stop each other.
+        name: candidates of one call with the same name are compared with one another.
+        earlier: rung APs of the candidates measured before, completed or pruned, by canonical key; those of the same
+            study alone, because candidates of different kinds of knowledge never stop each other.
     """
 
-    group: str = ""
+    name: str = ""
     earlier: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
     """Measures candidates; it knows data and models, which a search never sees."""
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], groups: Sequence[HalvingGroup] = ()) -> list[Result]:
         """Measure policies, possibly side by side; one result per policy, in the same order.
 
         A candidate that fails gives a ``FAILED`` result. What is raised ends the search, which resumes there.
 
         Args:
             policies: what to measure.
-            peers: one per policy, for evaluators that stop losing candidates early; none: all are one group. Such
-                an evaluator that shares its work out keeps a group whole, so that a resumed search decides alike.
+            groups: one per policy, for evaluators that stop losing candidates early; none: all are one group. Such
+                an evaluator that distributes its work keeps a group together, so that a resumed search decides alike.
         """
         ...
 
 
 @dataclass(frozen=True)
-class Record:
-    """One stored trial.
+class Trial:
+    """One proposed policy and what came of it.
 
     Attributes:
-        study: the name of its study: a kind of knowledge, or ``combination``.
+        study: the name of its study: a kind of knowledge, ``combination`` or ``joint``.
         number: its number in the study.
         state: how it ended; None while it runs.
         params: the option of each gene.
@@ -113,7 +118,9 @@ class Record:
         counts: whether it was trained, and so counts against the budget.
         role: what the sampler proposed it as (``init``, ``mutant``, ``newcomer``, ``seed`` ...).
         iteration: the sampler's iteration, or the slot of the initial population.
-        twin_of: where its value was looked up (``study/number``); empty for a measured one.
+        parents: numbers of the trials it was made from.
+        wave: index and size of the wave it was proposed in; None for what was given.
+        duplicate_of: where its value was looked up (``study/number``); empty for a measured one.
     """
 
     study: str
@@ -130,9 +137,21 @@ class Record:
     counts: bool = False
     role: str = ""
     iteration: int = 0
-    twin_of: str = ""
+    parents: tuple[int, ...] = ()
+    wave: tuple[int, int] | None = None
+    duplicate_of: str = ""
     rungs: tuple[float, ...] = ()
     epochs: float = 0.0
+
+    @cached_property
+    def fitness(self) -> tuple[float, float, float]:
+        """What trials are compared by: a completed one beats a pruned one, a later rung an earlier, then AP, AP50."""
+        ap50 = self.metrics.get("AP50", -math.inf)
+        return (
+            math.inf if self.state is State.COMPLETE else float(len(self.rungs)),
+            self.ap if self.ap is not None and math.isfinite(self.ap) else -math.inf,
+            ap50 if math.isfinite(ap50) else -math.inf,
+        )
 
     @property
     def best_policy(self) -> Policy:
@@ -143,6 +162,43 @@ class Record:
     def place(self) -> str:
         """``study/number``."""
         return f"{self.study}/{self.number}"
+
+    def measured(self, result: Result) -> Trial:
+        """The trial with its measurement."""
+        result = result.checked()
+        calibrated = result.policy is not None and result.policy != self.policy
+        return replace(
+            self,
+            state=result.state,
+            ap=float(result.ap) if result.ap is not None and math.isfinite(result.ap) else None,
+            metrics={name: float(value) for name, value in result.metrics.items() if math.isfinite(value)},
+            reason=result.reason,
+            seconds=round(float(result.seconds), 3),
+            resolved=result.policy.to_dict() if calibrated and result.policy is not None else None,
+            counts=result.counts,
+            rungs=tuple(map(float, result.rungs)),
+            epochs=round(float(result.epochs), 3),
+        )
+
+    def looked_up(self, original: Trial) -> Trial:
+        """The trial with the value of another one that is the same loss, at no cost."""
+        copied = {name: getattr(original, name) for name in ("state", "ap", "metrics", "reason", "resolved", "rungs")}
+        return replace(self, **copied, counts=False, duplicate_of=original.place)
+
+    def unmeasured(self) -> Trial:
+        """The trial as it was proposed."""
+        names = ("study", "number", "params", "policy", "key", "role", "iteration", "parents", "wave")
+        return Trial(state=None, **{name: getattr(self, name) for name in names})
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its value was looked up in an earlier trial of its own study."""
+        return self.duplicate_of.startswith(f"{self.study}/")
+
+    def known_before(self, number: int) -> bool:
+        """Whether its value was looked up in another study, or in a trial before this number."""
+        original = self.duplicate_of.rpartition("/")[2]
+        return bool(original) and (not self.repeats or int(original) < number)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON lines."""
@@ -157,7 +213,7 @@ class Record:
             "counts": self.counts,
             "role": self.role,
             "iteration": self.iteration,
-            "twin_of": self.twin_of,
+            "duplicate_of": self.duplicate_of,
             "rungs": list(self.rungs),
             "epochs": self.epochs,
             "key": self.key,
@@ -166,23 +222,10 @@ class Record:
         }
 
 
-def rank(records: Sequence[Record]) -> list[Record]:
-    """Completed records, best first: by AP, then AP50, then the earlier one; one per distinct policy."""
-    done = [record for record in records if record.state is State.COMPLETE and record.ap is not None]
-    done.sort(key=lambda record: fitness(record.state, record.ap, record.metrics, record.rungs), reverse=True)
-    best: dict[str, Record] = {}
-    for record in done:
-        best.setdefault(record.key, record)
+def rank(trials: Sequence[Trial]) -> list[Trial]:
+    """Completed trials, best first: by AP, then AP50, then the earlier one; one per distinct policy."""
+    completed = [trial for trial in trials if trial.state is State.COMPLETE and trial.ap is not None]
+    best: dict[str, Trial] = {}
+    for trial in sorted(completed, key=lambda trial: trial.fitness, reverse=True):
+        best.setdefault(trial.key, trial)
     return list(best.values())
-
-
-def fitness(
-    state: State | None, ap: float | None, metrics: Mapping[str, float], rungs: Sequence[float] = ()
-) -> tuple[float, float, float]:
-    """What candidates are compared by: a completed one beats a pruned one, a later rung an earlier, then AP, AP50."""
-    ap50 = metrics.get("AP50", -math.inf)
-    return (
-        math.inf if state is State.COMPLETE else float(len(rungs)),
-        ap if ap is not None and math.isfinite(ap) else -math.inf,
-        ap50 if ap50 is not None and math.isfinite(ap50) else -math.inf,
-    )

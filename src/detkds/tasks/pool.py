@@ -197,8 +197,8 @@ class PoolExecutor:
         share = max(1, round(len(self.workers.seats) / max(1, len(alike))))
         found = []
         for keys in alike.values():
-            groups = [peers.group if (peers := tasks[key].peers) is not None else "" for key in keys]
-            whole = any(tasks[key].peers is not None for key in keys)
+            groups = [group.name if (group := tasks[key].group) is not None else "" for key in keys]
+            whole = any(tasks[key].group is not None for key in keys)
             parts = portions(groups, self.population, share if len(alike) > 1 else len(self.workers.seats), whole)
             found += [_Job({keys[place]: tasks[keys[place]] for place in part}) for part in parts]
         return deque(sorted(found, key=lambda job: -len(job.tasks)))

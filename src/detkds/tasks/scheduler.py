@@ -40,9 +40,9 @@ class Scheduler:
         """The result of every task, in order; tasks that are the same training are trained once."""
         keys = [self.key(task) for task in tasks]
         missing = {key: task for key, task in zip(keys, tasks, strict=True) if self.store.get(key) is None}
-        incomplete = {task.peers.group for task in missing.values() if task.peers is not None}
+        incomplete = {task.group.name for task in missing.values() if task.group is not None}
         for key, task in zip(keys, tasks, strict=True):
-            if task.peers is not None and task.peers.group in incomplete:
+            if task.group is not None and task.group.name in incomplete:
                 missing[key] = task  # those that are compared with one another are trained together
             elif key not in missing:
                 self._tell(key, task, self.store.get(key), stored=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from detkds.policy import Policy
-from detkds.search.result import Peers, Result, State
+from detkds.search.result import HalvingGroup, Result, State
 from detkds.training.digests import digest_of
 
 
@@ -24,8 +24,8 @@ class Task:
         calibration_seed: of the student and the batches on which weights are calibrated and losses screened.
         screened: whether it is refused, without training, where its loss is no use; see
             :meth:`detkds.training.calibrate.TermProbe.refusal`.
-        peers: whom it is compared with where losing candidates stop early; None where it is trained to the end.
-        group: the policies of all candidates of its call that it is compared with, itself included.
+        group: whom it is compared with where losing candidates stop early; None where it is trained to the end.
+        members: the policies of all tasks of that group, itself included.
         world: processes that share the training, each with batches of its own.
         label: what it is called in tables and progress; no part of what it is.
         keep_weights: whether the trained weights are stored; no part of what it is.
@@ -37,8 +37,8 @@ class Task:
     inherit: bool = True
     calibration_seed: int = 0
     screened: bool = False
-    peers: Peers | None = None
-    group: tuple[str, ...] = ()
+    group: HalvingGroup | None = None
+    members: tuple[str, ...] = ()
     world: int = 1
     label: str = ""
     keep_weights: bool = False
@@ -55,8 +55,8 @@ class Task:
             setup_digest: of the content of its setup; see :func:`detkds.tasks.content.setup_digest`.
         """
         calibration = (self.calibration_seed, self.screened) if self.calibrated else None
-        peers = None if self.peers is None else (self.group, sorted(self.peers.earlier.items()))
-        return digest_of(setup_digest, self.policy.key, self.seed, self.inherit, calibration, peers, self.world)
+        compared = None if self.group is None else (self.members, sorted(self.group.earlier.items()))
+        return digest_of(setup_digest, self.policy.key, self.seed, self.inherit, calibration, compared, self.world)
 
 
 @dataclass(frozen=True)

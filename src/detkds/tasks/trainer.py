@@ -10,10 +10,11 @@ from itertools import islice
 
 import torch
 
+from detkds.config import HalvingConfig
 from detkds.detectors.weights import weights_content
 from detkds.errors import PolicyError
 from detkds.policy import Policy, Term
-from detkds.search.halving import Contest, Halving
+from detkds.search.halving import SuccessiveHalving
 from detkds.search.result import State
 from detkds.tasks.task import Task, TaskResult
 from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
@@ -53,7 +54,7 @@ class Trainer:
         setups: by name.
         population: how many students train side by side; halved for the rest of a call where memory runs out.
         calibration_batches: on which losses are screened and relative weights measured.
-        halving: stops losing candidates early, where tasks have peers.
+        halving: stops losing candidates early, where tasks have a group.
         teacher_of: from a setup's name to what gives the teacher's outputs there; None: the teacher, run on each batch.
         states: where unfinished trainings are kept, and taken up from.
         processes: those that share each training.
@@ -66,7 +67,7 @@ class Trainer:
         *,
         population: int = 8,
         calibration_batches: int = 4,
-        halving: Halving | None = None,
+        halving: HalvingConfig | None = None,
         teacher_of: Callable[[str], TeacherForward | None] = lambda setup: None,
         states: StateFiles | None = None,
         processes: Processes = ALONE,
@@ -94,7 +95,7 @@ class Trainer:
         groups: dict[tuple[str, int, int], list[str]] = {}
         for key in ready:
             task = tasks[key]
-            done = self.states.epochs(key) if self.states is not None and task.peers is None else 0
+            done = self.states.epochs(key) if self.states is not None and task.group is None else 0
             groups.setdefault((task.setup, task.seed, done), []).append(key)
         for waiting in groups.values():
             yield from self._in_populations(waiting, tasks, ready, on_fraction)
@@ -103,7 +104,7 @@ class Trainer:
         self, waiting: Sequence[str], tasks: Mapping[str, Task], ready: Mapping[str, Policy], on_fraction: OnFraction
     ) -> Iterator[Outcome]:
         """Train tasks of one setup and seed; a task that does not fit into memory alone has failed."""
-        population, raced = self.population, [key for key in waiting if tasks[key].peers is not None]
+        population, raced = self.population, [key for key in waiting if tasks[key].group is not None]
         rungs = None if self.halving is None or not raced else _rungs(self.halving, raced, tasks)
         while waiting:
             chunk = next_population([tasks[key] for key in waiting], population)
@@ -185,8 +186,8 @@ def next_population(waiting: Sequence[Task], population: int) -> int:
     Tasks that are compared with one another are parted only where they stand at the beginning.
     """
     count = min(population, len(waiting))
-    if count < len(waiting) and (peers := waiting[count].peers) is not None and peers.group:
-        begin = next(place for place, task in enumerate(waiting) if task.peers and task.peers.group == peers.group)
+    if count < len(waiting) and (group := waiting[count].group) is not None and group.name:
+        begin = next(place for place, task in enumerate(waiting) if task.group and task.group.name == group.name)
         count = min(count, begin) or count
     return count
 
@@ -206,15 +207,15 @@ class _Fractions(TrainingObserver):
         self._inner.epoch(done, students)
 
 
-def _rungs(halving: Halving, keys: Sequence[str], tasks: Mapping[str, Task]) -> Rungs:
-    """The contest of successive halving in the terms of training: tasks by key, AP as a fraction."""
-    peers = [peers for key in keys if (peers := tasks[key].peers) is not None]
-    contest = Contest(halving, [tasks[key].policy for key in keys], peers)
+def _rungs(halving: HalvingConfig, keys: Sequence[str], tasks: Mapping[str, Task]) -> Rungs:
+    """Successive halving in the terms of training: tasks by key, AP as a fraction."""
+    groups = [group for key in keys if (group := tasks[key].group) is not None]
+    rule = SuccessiveHalving(halving, [tasks[key].policy for key in keys], groups)
     places = {key: place for place, key in enumerate(keys)}
 
     def stops(rung: int, aps: Mapping[str, float]) -> dict[str, str]:
         points = {places[key]: 100 * ap for key, ap in aps.items()}
-        return {keys[place]: reason for place, reason in contest.arrive(rung, points).items()}
+        return {keys[place]: reason for place, reason in rule.report(rung, points).items()}
 
     return Rungs(halving.rungs, stops)
 

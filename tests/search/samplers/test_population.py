@@ -6,109 +6,112 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from detkds.search.result import State
-from detkds.search.samplers.base import Entry
+from detkds.config import SearchConfig
+from detkds.policy import Policy
+from detkds.search.result import State, Trial
 from detkds.search.samplers.population import cross, mutate, neighbours, parent_pool, replay, stratified
-from detkds.search.settings import SearchSettings
 
 
-def entry(number, ap, role="mutant", iteration=0, state=State.COMPLETE, twin=False):
-    return Entry(number, {}, f"k{number}", state, (int(state is State.COMPLETE), ap, 0.0), role, iteration, twin)
+def trial(number, ap, role="mutant", iteration=0, state=State.COMPLETE, duplicate_of=""):
+    given = {"ap": ap, "role": role, "iteration": iteration, "duplicate_of": duplicate_of}
+    return Trial("global", number, state, {}, Policy(), f"k{number}", **given)
 
 
 def initial(*aps):
-    return [entry(i, ap, "init", i) for i, ap in enumerate(aps)]
+    return [trial(i, ap, "init", i) for i, ap in enumerate(aps)]
 
 
 def test_replay_replaces_the_worst_member_by_the_mutant():
     # population of 3 with AP 5, 1, 3; a mutant of AP 2 pushes out AP 1
-    settings = SearchSettings(population=3)
-    population = replay([*initial(5, 1, 3), entry(3, 2)], settings)
+    config = SearchConfig(population=3)
+    population = replay([*initial(5, 1, 3), trial(3, 2)], config)
     assert sorted(member.fitness[1] for member in population.members) == [2, 3, 5]
-    assert population.open_slots(settings) == [("mutant", 1)]
+    assert population.open_slots(config) == [("mutant", 1)]
 
 
 def test_replay_drops_a_mutant_that_is_the_worst():
-    population = replay([*initial(5, 1, 3), entry(3, 0)], SearchSettings(population=3))
+    population = replay([*initial(5, 1, 3), trial(3, 0)], SearchConfig(population=3))
     assert [member.number for member in population.members] == [0, 1, 2]
     assert "k3" in population.seen
 
 
 def test_of_equally_bad_members_the_older_leaves():
-    population = replay([*initial(5, 1, 1), entry(3, 1)], SearchSettings(population=3))
+    population = replay([*initial(5, 1, 1), trial(3, 1)], SearchConfig(population=3))
     assert [member.number for member in population.members] == [0, 2, 3]
 
 
 def test_the_mutant_wins_a_tie_with_the_newcomer():
-    settings = SearchSettings(population=3, newcomer="always")
-    tie = replay([*initial(5, 1, 3), entry(3, 4, "newcomer"), entry(4, 4, "mutant")], settings)
+    config = SearchConfig(population=3, newcomer="always")
+    tie = replay([*initial(5, 1, 3), trial(3, 4, "newcomer"), trial(4, 4, "mutant")], config)
     assert {member.number for member in tie.members} == {0, 2, 4}
-    better = replay([*initial(5, 1, 3), entry(3, 4, "mutant"), entry(4, 4.1, "newcomer")], settings)
+    better = replay([*initial(5, 1, 3), trial(3, 4, "mutant"), trial(4, 4.1, "newcomer")], config)
     assert {member.number for member in better.members} == {0, 2, 4}
 
 
 def test_an_iteration_waits_for_both_of_its_candidates():
-    settings = SearchSettings(population=3, newcomer="always")
-    half = replay([*initial(5, 1, 3), entry(3, 9, "mutant")], settings)
+    config = SearchConfig(population=3, newcomer="always")
+    half = replay([*initial(5, 1, 3), trial(3, 9, "mutant")], config)
     assert [member.number for member in half.members] == [0, 1, 2]
-    assert half.open_slots(settings) == [("newcomer", 0)]
+    assert half.open_slots(config) == [("newcomer", 0)]
 
 
 def test_newcomers_every_few_iterations():
-    settings = SearchSettings(newcomer="every:3")
-    assert [settings.has_newcomer(i) for i in range(6)] == [False, False, True, False, False, True]
+    config = SearchConfig(newcomer="every:3")
+    assert [config.has_newcomer(i) for i in range(6)] == [False, False, True, False, False, True]
 
 
 @pytest.mark.parametrize("state", [State.FILTERED, State.FAILED])
 def test_a_refused_candidate_never_enters_and_its_slot_is_proposed_anew(state):
-    settings = SearchSettings(population=3)
-    population = replay([*initial(5, 1, 3), entry(3, 99, state=state)], settings)
+    config = SearchConfig(population=3)
+    population = replay([*initial(5, 1, 3), trial(3, 99, state=state)], config)
     assert [member.number for member in population.members] == [0, 1, 2]
-    assert population.open_slots(settings) == [("mutant", 0)]
+    assert population.open_slots(config) == [("mutant", 0)]
     assert "k3" in population.seen
-    begun = replay([entry(0, 5, "init", 0), entry(1, 9, "init", 1, state)], settings)
-    assert begun.open_slots(settings) == [("init", 1), ("init", 2)]
+    begun = replay([trial(0, 5, "init", 0), trial(1, 9, "init", 1, state)], config)
+    assert begun.open_slots(config) == [("init", 1), ("init", 2)]
 
 
 def test_a_pruned_candidate_uses_its_iteration_and_ranks_below_every_completed_one():
-    settings = SearchSettings(population=3)
-    population = replay([*initial(5, 1, 3), entry(3, 99, state=State.PRUNED)], settings)
+    config = SearchConfig(population=3)
+    population = replay([*initial(5, 1, 3), trial(3, 99, state=State.PRUNED)], config)
     assert [member.number for member in population.members] == [0, 1, 2]
-    assert population.open_slots(settings) == [("mutant", 1)]
+    assert population.open_slots(config) == [("mutant", 1)]
 
 
 def test_running_candidates_hold_their_slots():
-    settings = SearchSettings(population=3, parallel=2)
-    population = replay([*initial(5, 1, 3), entry(3, 0, state=None)], settings)
-    assert population.open_slots(settings) == [("mutant", 1), ("mutant", 2)]
+    config = SearchConfig(population=3, parallel=2)
+    population = replay([*initial(5, 1, 3), trial(3, 0, state=None)], config)
+    assert population.open_slots(config) == [("mutant", 1), ("mutant", 2)]
 
 
 def test_seeds_are_members_and_leave_fewer_slots():
-    settings = SearchSettings(population=4)
-    population = replay([entry(0, 5, "seed"), entry(1, 6, "seed")], settings, initial=1)
+    config = SearchConfig(population=4)
+    population = replay([trial(0, 5, "seed"), trial(1, 6, "seed")], config, initial=1)
     assert population.slots == 2 and len(population.members) == 2
 
 
 def test_more_seeds_than_members_are_cut_to_the_best():
-    settings = SearchSettings(population=2)
-    history = [*(entry(i, ap, "seed") for i, ap in enumerate((5, 6, 4))), entry(3, 1, "init", 0)]
-    population = replay(history, settings, initial=1)
+    config = SearchConfig(population=2)
+    history = [*(trial(i, ap, "seed") for i, ap in enumerate((5, 6, 4))), trial(3, 1, "init", 0)]
+    population = replay(history, config, initial=1)
     assert [member.fitness[1] for member in population.members] == [5, 6]
 
 
-def test_twins_are_no_members():
-    population = replay([*initial(5, 1, 3), entry(3, 5, twin=True)], SearchSettings(population=3))
+def test_duplicates_are_no_members_unless_another_study_measured_them():
+    population = replay([*initial(5, 1, 3), trial(3, 5, duplicate_of="global/0")], SearchConfig(population=3))
     assert [member.number for member in population.members] == [0, 1, 2]
+    population = replay([*initial(5, 1, 3), trial(3, 5, duplicate_of="logits/0")], SearchConfig(population=3))
+    assert [member.number for member in population.members] == [0, 2, 3]
 
 
 @pytest.mark.parametrize(("size", "ratio"), [(20, 0.9), (8, 0.9), (7, 0.5), (10, 0.3)])
 def test_parents_are_the_best_of_a_sample_without_replacement(size, ratio):
-    settings = SearchSettings(population=size, sample_ratio=ratio, parents=3)
-    members = [entry(i, float(i)) for i in range(size)]
+    config = SearchConfig(population=size, sample_ratio=ratio, parents=3)
+    members = [trial(i, float(i)) for i in range(size)]
     count = math.ceil(round(size * ratio, 9))
     best_possible = Counter()
     for seed in range(200):
-        pool = parent_pool(members, settings, np.random.default_rng(seed))
+        pool = parent_pool(members, config, np.random.default_rng(seed))
         numbers = [member.number for member in pool]
         assert len(set(numbers)) == min(3, count) and numbers == sorted(numbers, reverse=True)
         # the j-th best of a sample that leaves out size - count members is at worst j + (size - count) places down
@@ -120,8 +123,8 @@ def test_parents_are_the_best_of_a_sample_without_replacement(size, ratio):
 
 
 def test_ties_among_parents_go_to_the_newer():
-    settings = SearchSettings(population=4, sample_ratio=1.0, parents=2)
-    pool = parent_pool([entry(i, 1.0) for i in range(4)], settings, np.random.default_rng(0))
+    config = SearchConfig(population=4, sample_ratio=1.0, parents=2)
+    pool = parent_pool([trial(i, 1.0) for i in range(4)], config, np.random.default_rng(0))
     assert [member.number for member in pool] == [3, 2]
 
 

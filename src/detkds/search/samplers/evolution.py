@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
+from detkds.config import SearchConfig
 from detkds.errors import ConfigError
 from detkds.registry import SAMPLERS
-from detkds.search.samplers.base import REDRAWS, Entry, Proposal, SearchSampler
+from detkds.search.result import Trial
+from detkds.search.samplers.base import REDRAWS, Proposal, SearchSampler
 from detkds.search.samplers.population import (
     Population,
     cross,
@@ -20,13 +21,12 @@ from detkds.search.samplers.population import (
     stratified,
 )
 from detkds.search.samplers.surrogate import Surrogate
-from detkds.search.settings import SearchSettings
 from detkds.search.space import Option, Params, SearchSpace, draw
 
 CURIOSITY = 4.0
 """How many standard deviations of the guess are added to it where children are compared."""
 
-Child = tuple[dict[str, Option], list[Entry]]
+Child = tuple[dict[str, Option], list[Trial]]
 """A choice and the trials it was made from."""
 
 
@@ -51,20 +51,22 @@ class Evolution(SearchSampler):
         self,
         space: SearchSpace,
         seed: int,
-        settings: SearchSettings,
+        config: SearchConfig,
         initial: Sequence[Params] = (),
         *,
         screen: int = 64,
+        crossover: float = 0.0,
     ) -> None:
         if isinstance(screen, bool) or not isinstance(screen, int) or screen < 1:
             raise ConfigError(f"evolution: screen: expected a whole number >= 1, got {screen!r}")
-        super().__init__(space, seed, settings, initial)
+        super().__init__(space, seed, config, initial)
         self.screen = screen
+        self.crossover = crossover
 
-    def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
+    def propose(self, history: Sequence[Trial], number: int, rng: np.random.Generator) -> Proposal:
         """Fill the first open slot of the algorithm."""
         population = self.population(history)
-        role, iteration = population.open_slots(self.settings)[0]
+        role, iteration = population.open_slots(self.config)[0]
         if role == "init":
             params = self._design(population, history)[iteration]
             if not self.space.legal(params) or self.space.key(params) in population.seen:
@@ -77,24 +79,24 @@ class Evolution(SearchSampler):
             return Proposal(draw(self.space, rng), "exhausted", iteration)
         return Proposal(params, role, iteration)
 
-    def lot(self, history: Sequence[Entry]) -> int:
+    def batch_size(self, history: Sequence[Trial], chunk: int) -> int:
         """The open part of the initial population, in chunks, or of the iterations that run side by side."""
-        slots = self.population(history).open_slots(self.settings)
-        return min(len(slots), self.settings.initial_chunk) if slots[0][0] == "init" else len(slots)
+        slots = self.population(history).open_slots(self.config)
+        return min(len(slots), chunk) if slots[0][0] == "init" else len(slots)
 
-    def population(self, history: Sequence[Entry]) -> Population:
+    def population(self, history: Sequence[Trial]) -> Population:
         """Where the algorithm stands after these trials."""
-        return replay(history, self.settings, len(self.initial))
+        return replay(history, self.config, len(self.initial))
 
-    def _design(self, population: Population, history: Sequence[Entry]) -> list[dict[str, Option]]:
+    def _design(self, population: Population, history: Sequence[Trial]) -> list[dict[str, Option]]:
         rng = np.random.default_rng([self.seed, 0, 1])
         given = [dict(params) for params in self.initial]
         taken = {self.space.key(params) for params in given}
-        taken |= {entry.key for entry in history if entry.role == "seed"}
+        taken |= {trial.key for trial in history if trial.role == "seed"}
         return given + stratified(self.space, population.slots - len(given), rng, taken)
 
     def _mutant(
-        self, population: Population, history: Sequence[Entry], iteration: int, rng: np.random.Generator
+        self, population: Population, history: Sequence[Trial], iteration: int, rng: np.random.Generator
     ) -> Proposal:
         surrogate = Surrogate(self.space, history) if self.screen > 1 else None
         for _ in range(REDRAWS):
@@ -115,8 +117,8 @@ class Evolution(SearchSampler):
         """``screen`` choices with their parents: mutants, each of a sample of its own, and as many of no parent."""
         children: list[Child] = []
         for _ in range(self.screen - self.screen // 2):
-            pool = parent_pool(population.members, self.settings, rng)
-            crossing = len(pool) > 1 and rng.random() < self.settings.crossover
+            pool = parent_pool(population.members, self.config, rng)
+            crossing = len(pool) > 1 and rng.random() < self.crossover
             parents = [pool[i] for i in rng.choice(len(pool), 2 if crossing else 1, replace=False)]
             base = cross(parents[0].params, parents[1].params, self.space, rng) if crossing else parents[0].params
             children.append((mutate(base, self.space, rng), parents))
@@ -134,11 +136,11 @@ class Evolution(SearchSampler):
 
 @SAMPLERS.register("weights")
 def weight_evolution(
-    space: SearchSpace, seed: int, settings: SearchSettings, initial: Sequence[Params] = (), *, screen: int = 64
+    space: SearchSpace, seed: int, config: SearchConfig, initial: Sequence[Params] = (), *, screen: int = 64
 ) -> Evolution:
     """Evolution of weight vectors: two parents are crossed gene by gene, then exactly one weight is changed.
 
     Source: DetKDS (ICML 2024), section 3.3, where the operators are only named.
     """
-    settings = replace(settings, crossover=1.0, newcomer="never")
-    return Evolution(space, seed, settings, initial, screen=screen)
+    config = config.model_copy(update={"newcomer": "never"})
+    return Evolution(space, seed, config, initial, screen=screen, crossover=1.0)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from detkds.config import SearchConfig
 from detkds.errors import ConfigError, Faults
 from detkds.policy import Policy
 from detkds.registry import SAMPLERS
 from detkds.search.combination import CombinationSpace
-from detkds.search.result import State
-from detkds.search.samplers.base import Entry, Proposal, SearchSampler
+from detkds.search.result import State, Trial
+from detkds.search.samplers.base import Proposal, SearchSampler
 from detkds.search.samplers.evolution import Evolution
-from detkds.search.settings import SearchSettings
 from detkds.search.space import Option, Params, SearchSpace, points
 
 SHRINKAGES = 2
@@ -77,7 +77,7 @@ class ShrinkingEvolution(SearchSampler):
         self,
         space: SearchSpace,
         seed: int,
-        settings: SearchSettings,
+        config: SearchConfig,
         initial: Sequence[Params] = (),
         *,
         crossover: float = 0.5,
@@ -89,28 +89,29 @@ class ShrinkingEvolution(SearchSampler):
             if not number or value < 0 or value > 1 or (value == 1 and most == "below"):
                 faults.add(f"{name}: expected a number >= 0 and {most} 1, got {value!r}")
         faults.raise_as(ConfigError)
-        super().__init__(space, seed, settings, initial)
+        super().__init__(space, seed, config, initial)
         self.shrink = float(shrink)
-        self.budget = settings.combination_budget if isinstance(space, CombinationSpace) else settings.single_budget
-        self._evolution = self._evolve(space, replace(settings, crossover=float(crossover)))
+        self.budget = config.combination_budget if isinstance(space, CombinationSpace) else config.single_budget
+        self.crossover = float(crossover)
+        self._evolution = self._evolve(space)
 
-    def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
+    def propose(self, history: Sequence[Trial], number: int, rng: np.random.Generator) -> Proposal:
         """One step of evolution in what is left of the space; the initial population is of the whole space."""
         whole = self._evolution
-        role, _ = whole.population(history).open_slots(whole.settings)[0]
+        role, _ = whole.population(history).open_slots(whole.config)[0]
         left = self.options_left(history)
         if role == "init" or left == dict(self.space.genes):
             return whole.propose(history, number, rng)
-        found = self._evolve(ShrunkSpace(self.space, left), whole.settings).propose(history, number, rng)
-        return whole.propose(history, number, rng) if found.role == "exhausted" else found
+        proposal = self._evolve(ShrunkSpace(self.space, left)).propose(history, number, rng)
+        return whole.propose(history, number, rng) if proposal.role == "exhausted" else proposal
 
-    def lot(self, history: Sequence[Entry]) -> int:
+    def batch_size(self, history: Sequence[Trial], chunk: int) -> int:
         """As many as evolution proposes."""
-        return self._evolution.lot(history)
+        return self._evolution.batch_size(history, chunk)
 
-    def options_left(self, history: Sequence[Entry]) -> dict[str, tuple[Option, ...]]:
+    def options_left(self, history: Sequence[Trial]) -> dict[str, tuple[Option, ...]]:
         """The options of every gene after the shrinkages that are due."""
-        measured = [entry for entry in history if _is_measured(entry)]
+        measured = [trial for trial in history if _is_measured(trial)]
         left = dict(self.space.genes)
         for third in range(1, SHRINKAGES + 1):
             due = math.ceil(third * self.budget / (SHRINKAGES + 1))
@@ -121,21 +122,21 @@ class ShrinkingEvolution(SearchSampler):
                 left = fewer
         return left
 
-    def _keep(self, name: str, options: tuple[Option, ...], measured: Sequence[Entry]) -> tuple[Option, ...]:
+    def _keep(self, name: str, options: tuple[Option, ...], measured: Sequence[Trial]) -> tuple[Option, ...]:
         aps: defaultdict[Option, list[float]] = defaultdict(list)
-        worst_ap = min((entry.fitness[1] for entry in measured if entry.state is State.COMPLETE), default=0.0)
-        for entry in measured:
-            if entry.state is not State.FAILED:
-                completed = entry.state is State.COMPLETE
-                aps[entry.params[name]].append(entry.fitness[1] if completed else worst_ap)
+        worst_ap = min((trial.fitness[1] for trial in measured if trial.state is State.COMPLETE), default=0.0)
+        for trial in measured:
+            if trial.state is not State.FAILED:
+                completed = trial.state is State.COMPLETE
+                aps[trial.params[name]].append(trial.fitness[1] if completed else worst_ap)
         ranked = sorted((option for option in options if aps[option]), key=lambda option: float(np.mean(aps[option])))
         worst = ranked[: math.floor(self.shrink * len(options) + 1e-9)]
         return tuple(option for option in options if option not in worst or len(aps[option]) < LEAST_EVALUATIONS)
 
-    def _evolve(self, space: SearchSpace, settings: SearchSettings) -> Evolution:
-        return Evolution(space, self.seed, settings, self.initial, screen=1)
+    def _evolve(self, space: SearchSpace) -> Evolution:
+        return Evolution(space, self.seed, self.config, self.initial, screen=1, crossover=self.crossover)
 
 
-def _is_measured(entry: Entry) -> bool:
+def _is_measured(trial: Trial) -> bool:
     """Whether a training was spent on it."""
-    return entry.state in (State.COMPLETE, State.PRUNED, State.FAILED) and not entry.twin and entry.role != "seed"
+    return trial.state in (State.COMPLETE, State.PRUNED, State.FAILED) and not trial.repeats and trial.role != "seed"

@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
+from detkds.config import SearchConfig
 from detkds.errors import ConfigError, Faults
 from detkds.registry import SAMPLERS
-from detkds.search.result import State
-from detkds.search.samplers.base import Entry, Proposal, SearchSampler
-from detkds.search.settings import SearchSettings
+from detkds.search.result import State, Trial
+from detkds.search.samplers.base import Proposal, SearchSampler
 from detkds.search.space import Option, Params, SearchSpace, draw
 
 Prefix = tuple[Option, ...]
@@ -78,7 +78,7 @@ class TreeSearch(SearchSampler):
         self,
         space: SearchSpace,
         seed: int,
-        settings: SearchSettings,
+        config: SearchConfig,
         initial: Sequence[Params] = (),
         *,
         c: float = 0.5,
@@ -93,32 +93,32 @@ class TreeSearch(SearchSampler):
         if order not in ("forward", "reverse"):
             faults.add(f"order: expected 'forward' or 'reverse', got {order!r}")
         faults.raise_as(ConfigError)
-        super().__init__(space, seed, settings, initial)
+        super().__init__(space, seed, config, initial)
         self.c = float(c)
         self.amaf = amaf
         self.levels = tuple(space.genes) if order == "forward" else tuple(reversed(list(space.genes)))
 
-    def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
+    def propose(self, history: Sequence[Trial], number: int, rng: np.random.Generator) -> Proposal:
         """The initial choices, then the leaf that one descent leads to."""
-        seen = {entry.key for entry in history}
+        seen = {trial.key for trial in history}
         for place, params in enumerate(self.initial):
             if self.space.legal(params) and self.space.key(params) not in seen:
                 return Proposal(dict(params), "init", place)
         leaf = self._descend(self.replay(history), seen, rng)
         return Proposal(draw(self.space, rng), "exhausted") if leaf is None else Proposal(self._params(leaf), "leaf")
 
-    def replay(self, history: Sequence[Entry]) -> Tree:
+    def replay(self, history: Sequence[Trial]) -> Tree:
         """Back up every trial, in the order of their numbers."""
-        known = [entry.fitness[1] for entry in history if entry.state is State.COMPLETE]
+        known = [trial.fitness[1] for trial in history if trial.state is State.COMPLETE]
         worst, best = (min(known), max(known)) if known else (0.0, 0.0)
         tree = Tree()
-        for entry in history:
+        for trial in history:
             reward = None
-            if entry.state is State.COMPLETE:
-                reward = (entry.fitness[1] - worst) / (best - worst) if best > worst else 0.5
-            elif entry.state in (State.FILTERED, State.PRUNED):
+            if trial.state is State.COMPLETE:
+                reward = (trial.fitness[1] - worst) / (best - worst) if best > worst else 0.5
+            elif trial.state in (State.FILTERED, State.PRUNED):
                 reward = 0.0
-            leaf = tuple(entry.params[name] for name in self.levels)
+            leaf = tuple(trial.params[name] for name in self.levels)
             tree.nodes[()].add(reward)
             for level, option in enumerate(leaf):
                 tree.nodes[leaf[: level + 1]].add(reward)
@@ -157,13 +157,13 @@ class TreeSearch(SearchSampler):
             return False
         if len(prefix) == len(self.levels):
             params = self._params(prefix)
-            found = self.space.legal(params) and self.space.key(params) not in seen
+            has_new = self.space.legal(params) and self.space.key(params) not in seen
         else:
             options = self.space.genes[self.levels[len(prefix)]]
-            found = any(self._has_new((*prefix, option), seen, used_up) for option in options)
-        if not found:
+            has_new = any(self._has_new((*prefix, option), seen, used_up) for option in options)
+        if not has_new:
             used_up.add(prefix)
-        return found
+        return has_new
 
     def _params(self, leaf: Prefix) -> dict[str, Option]:
         chosen = dict(zip(self.levels, leaf, strict=True))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from optuna.distributions import BaseDistribution
 from optuna.samplers import NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from detkds.config import SearchConfig
 from detkds.errors import ConfigError
 from detkds.registry import SAMPLERS
-from detkds.search.samplers.borrowed import BorrowedSampler
-from detkds.search.settings import SearchSettings
+from detkds.search.samplers.optuna_sampler import OptunaSampler
 from detkds.search.space import Params, SearchSpace
 
 
 @SAMPLERS.register("nsga2")
-class GeneticAlgorithm(BorrowedSampler):
+class GeneticAlgorithm(OptunaSampler):
     """NSGA-II: generations of completed trials; a child crosses two winners of tournaments, each gene may mutate.
 
     With one objective its sorting by dominance is sorting by AP. The released code leaves Optuna's population of 50
@@ -27,7 +25,7 @@ class GeneticAlgorithm(BorrowedSampler):
     Source: Deb et al. (2002), as in Optuna: crossover with probability 0.9, mutation of a gene with 1 / genes.
 
     Args:
-        population: members of a generation, at least 2; None for the population of the settings.
+        population: members of a generation, at least 2; None for the population of the configuration.
 
     Raises:
         ConfigError: the population is no whole number >= 2.
@@ -39,7 +37,7 @@ class GeneticAlgorithm(BorrowedSampler):
         self,
         space: SearchSpace,
         seed: int,
-        settings: SearchSettings,
+        config: SearchConfig,
         initial: Sequence[Params] = (),
         *,
         population: int | None = None,
@@ -47,26 +45,23 @@ class GeneticAlgorithm(BorrowedSampler):
         whole = isinstance(population, int) and not isinstance(population, bool)
         if population is not None and (not whole or population < 2):
             raise ConfigError(f"nsga2: population: expected a whole number >= 2 or none, got {population!r}")
-        super().__init__(space, seed, settings, initial)
-        self._population = settings.population if population is None else population
+        super().__init__(space, seed, config, initial)
+        self._population = config.population if population is None else population
 
     @property
     def population(self) -> int:
         """Members of a generation; the first is the initial population."""
         return self._population
 
-    def borrow(self, seed: int) -> NSGAIISampler:
+    def optuna_sampler(self, seed: int) -> NSGAIISampler:
         """NSGA-II with its usual rates."""
         return NSGAIISampler(population_size=self.population, seed=seed)
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Note the trial's generation and its parents, then propose.
+    def prepare(self, study: Study, trial: FrozenTrial) -> None:
+        """Note the trial's generation and its parents.
 
         Optuna orders parents by rank when it finds them, and by number when it reads them back; noted first, they are
-        read back by every draw, also by one that a killed process repeats.
+        read back by every draw.
         """
-        optunas = self.borrow(0)
-        optunas.get_parent_population(study, optunas.get_trial_generation(study, trial))
-        return super().sample_relative(study, study._storage.get_trial(trial._trial_id), search_space)
+        sampler = self.optuna_sampler(0)
+        sampler.get_parent_population(study, sampler.get_trial_generation(study, trial))

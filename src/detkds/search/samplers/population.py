@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from detkds.search.result import State
-from detkds.search.samplers.base import Entry
-from detkds.search.settings import SearchSettings
+from detkds.config import SearchConfig
+from detkds.search.result import State, Trial
 from detkds.search.space import Option, Params, SearchSpace
 
 Slot = tuple[str, int]
@@ -31,29 +30,29 @@ class Population:
 
     size: int
     slots: int
-    members: list[Entry] = field(default_factory=list)
+    members: list[Trial] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     taken: set[Slot] = field(default_factory=set)
 
-    def open_slots(self, settings: SearchSettings) -> list[Slot]:
+    def open_slots(self, config: SearchConfig) -> list[Slot]:
         """What may be proposed now: free places of the initial population, else of the next iterations.
 
-        Places of the first ``settings.parallel`` unfinished iterations; a refused candidate leaves its place free.
+        Places of the first ``config.parallel`` unfinished iterations; a refused candidate leaves its place free.
         """
         initial = [slot for slot in (("init", place) for place in range(self.slots)) if slot not in self.taken]
         if initial:
             return initial
-        found: list[Slot] = []
+        slots: list[Slot] = []
         iteration, open_iterations = 0, 0
-        while open_iterations < settings.parallel:
-            free = [slot for slot in iteration_slots(iteration, settings) if slot not in self.taken]
+        while open_iterations < config.parallel:
+            free = [slot for slot in iteration_slots(iteration, config) if slot not in self.taken]
             open_iterations += bool(free)
-            found += free
+            slots += free
             iteration += 1
-        return found
+        return slots
 
 
-def replay(history: Iterable[Entry], settings: SearchSettings, initial: int = 0) -> Population:
+def replay(history: Iterable[Trial], config: SearchConfig, initial: int = 0) -> Population:
     """Run the algorithm over stored trials.
 
     A completed or pruned candidate fills its slot; a filtered or failed one never enters the population and its slot
@@ -62,53 +61,53 @@ def replay(history: Iterable[Entry], settings: SearchSettings, initial: int = 0)
 
     Args:
         history: trials in the order of their numbers.
-        settings: algorithm parameters.
+        config: algorithm parameters.
         initial: how many given choices belong into the initial population.
     """
-    entries = list(history)
-    seeds = sum(entry.role == "seed" for entry in entries)
-    population = Population(size=settings.population, slots=max(settings.population - seeds, initial))
-    filled: dict[int, dict[str, Entry]] = {}
+    trials = list(history)
+    seeds = sum(trial.role == "seed" for trial in trials)
+    population = Population(size=config.population, slots=max(config.population - seeds, initial))
+    filled: dict[int, dict[str, Trial]] = {}
     initials = 0
-    for entry in entries:
-        population.seen.add(entry.key)
-        slot = (entry.role, entry.iteration)
-        if entry.twin or entry.state in (State.FILTERED, State.FAILED):
+    for trial in trials:
+        population.seen.add(trial.key)
+        slot = (trial.role, trial.iteration)
+        if trial.repeats or trial.state in (State.FILTERED, State.FAILED):
             continue
-        if entry.role in ("mutant", "newcomer", "init"):
+        if trial.role in ("mutant", "newcomer", "init"):
             population.taken.add(slot)
-        if entry.state is None:
+        if trial.state is None:
             continue
-        if entry.role in ("mutant", "newcomer"):
-            candidates = filled.setdefault(entry.iteration, {})
-            candidates[entry.role] = entry
-            if len(candidates) < 1 + settings.has_newcomer(entry.iteration):
+        if trial.role in ("mutant", "newcomer"):
+            candidates = filled.setdefault(trial.iteration, {})
+            candidates[trial.role] = trial
+            if len(candidates) < 1 + config.has_newcomer(trial.iteration):
                 continue
-            entry = max(candidates.values(), key=lambda entry: (entry.fitness, entry.role == "mutant"))
-        initials += entry.role == "init"
-        population.members.append(entry)
+            trial = max(candidates.values(), key=lambda trial: (trial.fitness, trial.role == "mutant"))
+        initials += trial.role == "init"
+        population.members.append(trial)
         if initials >= population.slots:
             while len(population.members) > population.size:
                 population.members.remove(min(population.members, key=_standing))
     return population
 
 
-def iteration_slots(iteration: int, settings: SearchSettings) -> list[Slot]:
-    """What one iteration measures: a mutant, and a newcomer where the settings ask for one."""
-    roles = ("mutant", "newcomer") if settings.has_newcomer(iteration) else ("mutant",)
+def iteration_slots(iteration: int, config: SearchConfig) -> list[Slot]:
+    """What one iteration measures: a mutant, and a newcomer where the configuration asks for one."""
+    roles = ("mutant", "newcomer") if config.has_newcomer(iteration) else ("mutant",)
     return [(role, iteration) for role in roles]
 
 
-def parent_pool(members: Sequence[Entry], settings: SearchSettings, rng: np.random.Generator) -> list[Entry]:
-    """The ``settings.parents`` fittest (tie: the newer) of a random ceil(r P) members, best first."""
-    count = math.ceil(settings.sample_ratio * len(members) - 1e-9)
+def parent_pool(members: Sequence[Trial], config: SearchConfig, rng: np.random.Generator) -> list[Trial]:
+    """The ``config.parents`` fittest (tie: the newer) of a random ceil(r P) members, best first."""
+    count = math.ceil(config.sample_ratio * len(members) - 1e-9)
     sample = [members[i] for i in rng.choice(len(members), count, replace=False)]
-    return sorted(sample, key=_standing, reverse=True)[: settings.parents]
+    return sorted(sample, key=_standing, reverse=True)[: config.parents]
 
 
-def _standing(entry: Entry) -> tuple[tuple[float, float, float], int]:
+def _standing(trial: Trial) -> tuple[tuple[float, float, float], int]:
     """What members are ordered by: fitness, then the newer."""
-    return entry.fitness, entry.number
+    return trial.fitness, trial.number
 
 
 def mutate(params: Params, space: SearchSpace, rng: np.random.Generator) -> dict[str, Option]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from detkds.registry import SAMPLERS
-from detkds.search.samplers.base import Entry, Proposal, SearchSampler
+from detkds.search.result import Trial
+from detkds.search.samplers.base import Proposal, SearchSampler
 from detkds.search.space import draw
 
 
@@ -15,15 +16,15 @@ from detkds.search.space import draw
 class RandomSearch(SearchSampler):
     """Uniform choices from the space, each distinct loss at most once; the initial choices come first."""
 
-    def propose(self, history: Sequence[Entry], number: int, rng: np.random.Generator) -> Proposal:
+    def propose(self, history: Sequence[Trial], number: int, rng: np.random.Generator) -> Proposal:
         """The next untried initial choice, or a random untried one."""
-        seen = {entry.key for entry in history}
+        seen = {trial.key for trial in history}
         for params in self.initial:
             if self.space.key(params) not in seen:
                 return Proposal(dict(params), "init")
         params = self.unseen(seen, rng)
         return Proposal(draw(self.space, rng), "exhausted") if params is None else Proposal(params, "random")
 
-    def lot(self, history: Sequence[Entry]) -> int:
+    def batch_size(self, history: Sequence[Trial], chunk: int) -> int:
         """No proposal depends on a result, so a whole chunk may be measured at once."""
-        return max(self.settings.initial_chunk, self.settings.parallel)
+        return max(chunk, self.config.parallel)

@@ -8,8 +8,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from detkds.search.joint import active
-from detkds.search.result import State
-from detkds.search.samplers.base import Entry
+from detkds.search.result import State, Trial
 from detkds.search.space import Params, SearchSpace
 
 INTERACTION = 0.5
@@ -40,15 +39,15 @@ class Surrogate:
         history: the trials; those that were refused or failed say nothing.
     """
 
-    def __init__(self, space: SearchSpace, history: Sequence[Entry]) -> None:
+    def __init__(self, space: SearchSpace, history: Sequence[Trial]) -> None:
         self._codes = {name: {option: i for i, option in enumerate(options)} for name, options in space.genes.items()}
-        whole = [entry for entry in history if entry.state is State.COMPLETE]
-        pruned = [entry for entry in history if entry.state is State.PRUNED] if whole else []
-        aps = [entry.fitness[1] for entry in whole]
+        whole = [trial for trial in history if trial.state is State.COMPLETE]
+        pruned = [trial for trial in history if trial.state is State.PRUNED] if whole else []
+        aps = [trial.fitness[1] for trial in whole]
         aps += [min(aps, default=0.0)] * len(pruned)
         self._mean, self._deviation = (float(np.mean(aps)), float(np.std(aps)) or 1.0) if aps else (0.0, 1.0)
-        self._learn(self._encode([entry.params for entry in whole + pruned]), np.array(aps))
-        if aps and (running := [entry.params for entry in history if entry.state is None]):
+        self._learn(self._encode([trial.params for trial in whole + pruned]), np.array(aps))
+        if aps and (running := [trial.params for trial in history if trial.state is None]):
             expected, _ = self.predict(running)
             self._learn(np.concatenate((self._known, self._encode(running))), np.concatenate((aps, expected)))
 

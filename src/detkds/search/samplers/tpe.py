@@ -5,11 +5,11 @@ from __future__ import annotations
 from optuna.samplers import BaseSampler, TPESampler
 
 from detkds.registry import SAMPLERS
-from detkds.search.samplers.borrowed import BorrowedSampler
+from detkds.search.samplers.optuna_sampler import OptunaSampler
 
 
 @SAMPLERS.register("tpe")
-class ParzenEstimator(BorrowedSampler):
+class ParzenEstimator(OptunaSampler):
     """Multivariate TPE with running trials counted as losing, seeded anew for every trial so that it resumes exactly.
 
     It begins with the same initial choices as evolution, and a choice that was made before is drawn anew.
@@ -17,6 +17,6 @@ class ParzenEstimator(BorrowedSampler):
 
     role = "estimate"
 
-    def borrow(self, seed: int) -> BaseSampler:
+    def optuna_sampler(self, seed: int) -> BaseSampler:
         """A multivariate estimator without random trials of its own."""
         return TPESampler(n_startup_trials=0, multivariate=True, constant_liar=True, seed=seed)

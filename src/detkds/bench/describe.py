@@ -1,15 +1,22 @@
-"""A measured table described in Markdown: what it holds, how good its candidates are, and what decides that."""
+"""A measured table described in Markdown: what it holds, how good its candidates are, and what decides that.
+
+``python -m detkds.bench.describe FILE`` writes it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detkds.search.measured_table import MeasuredTable
+from detkds.bench.table import MeasuredTable
+from detkds.errors import UserError
 from detkds.search.space import points
 
 
@@ -89,3 +96,19 @@ def _completed(table: MeasuredTable, knowledge: str) -> list[Any]:
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Describe a table in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m detkds.bench.describe", description="Describe a measured table.")
+    parser.add_argument("file", type=Path)
+    try:
+        sys.stdout.write(describe(MeasuredTable.load(parser.parse_args(arguments).file)))
+    except UserError as error:
+        sys.stderr.write("\n".join(error.faults) + "\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.storages import InMemoryStorage
 
+from detkds.bench.describe import main
+from detkds.bench.table import MeasuredTable
+from detkds.config import HalvingConfig, SearchConfig
 from detkds.errors import ConfigError, DataError
 from detkds.policy import Policy, Term
 from detkds.registry import SAMPLERS
 from detkds.search.divide_and_conquer import make_sampler
-from detkds.search.halving import Halving
 from detkds.search.result import State
-from detkds.search.settings import SearchSettings
 from detkds.search.space import points
 from detkds.search.study import SearchStudy
-from detkds.search.table import MeasuredTable, main
 
 
 def one(attention: str, distance: str, scale: str = "none") -> dict[str, Any]:
@@ -60,7 +59,7 @@ def test_a_search_sees_the_first_seed_and_what_was_refused(table: MeasuredTable)
 
 def test_losing_candidates_stop_where_the_rule_says(table: MeasuredTable) -> None:
     """AP 10, 12 and 11 after one epoch, of which the best two of three go on."""
-    space, evaluator = table.space("global"), table.evaluator("global", Halving((1,), eta=2))
+    space, evaluator = table.space("global"), table.evaluator("global", HalvingConfig(rungs=(1,), eta=2))
     policies = [space.policy(one(*pair)) for pair in (("none", "l1"), ("none", "l2"), ("catt", "l1"))]
     results = evaluator.evaluate(policies)
     assert [(r.state, r.ap, r.epochs) for r in results] == [
@@ -69,7 +68,7 @@ def test_losing_candidates_stop_where_the_rule_says(table: MeasuredTable) -> Non
         (State.COMPLETE, 30.0, 3.0),
     ]
     with pytest.raises(ConfigError, match=r"rungs: expected epochs out of \[1\], got \[2\]"):
-        table.evaluator("global", Halving((2,)))
+        table.evaluator("global", HalvingConfig(rungs=(2,)))
 
 
 def test_what_was_not_measured_is_not_legal(measured: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -121,13 +120,13 @@ def test_main_effects_are_means_over_all_choices(table: MeasuredTable) -> None:
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_every_sampler_finds_all_that_there_is(name: str, table: MeasuredTable) -> None:
     space, evaluator = table.space("global"), table.evaluator("global")
-    settings = SearchSettings(population=2, parents=2)
-    study = SearchStudy("global", make_sampler(name, space, 0, settings), InMemoryStorage(), 20)
-    while candidates := study.gather():
-        for candidate in candidates:
-            study.tell(candidate, evaluator.evaluate([candidate.policy])[0])
+    config = SearchConfig(population=2, parents=2)
+    study = SearchStudy("global", make_sampler(name, space, 0, config), None, 20)
+    while trials := study.ask():
+        for trial in trials:
+            study.tell(trial, evaluator.evaluate([trial.policy])[0])
     assert study.stopped == "exhausted"
-    assert len({record.key for record in study.records}) == 4
+    assert len({trial.key for trial in study.trials}) == 4
     assert study.best is not None
     assert table.regret(study.best.policy) == 0
 

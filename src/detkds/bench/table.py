@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from detkds.bench.evaluators import TableEvaluator
+from detkds.bench.table_file import Measurement, TableFile, read_table
+from detkds.config import HalvingConfig
 from detkds.errors import ConfigError, DataError
 from detkds.policy import Policy
-from detkds.search.evaluators.table import TableEvaluator
-from detkds.search.halving import Halving
 from detkds.search.result import Result, State
 from detkds.search.space import Option, Params, Space, points
-from detkds.search.table_file import Measurement, TableFile, read_table
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class MeasuredTable:
 
     @classmethod
     def load(cls, path: str | Path) -> MeasuredTable:
-        """Read a table; see :mod:`detkds.search.table_file` for its format.
+        """Read a table; see :mod:`detkds.bench.table_file` for its format.
 
         Raises:
             DataError: listing every fault of the file, or a kind of knowledge of which nothing was completed.
@@ -130,7 +130,7 @@ class MeasuredTable:
         found = self._by_key[knowledge]
         return {key: self._result(seeds[self.seed], rungs) for key, seeds in found.items() if self.seed in seeds}
 
-    def evaluator(self, knowledge: str, halving: Halving | None = None) -> TableEvaluator:
+    def evaluator(self, knowledge: str, halving: HalvingConfig | None = None) -> TableEvaluator:
         """Looks candidates up, and stops losing ones early where ``halving`` says when.
 
         Raises:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from detkds.bench.table_file import read_table
 from detkds.errors import DataError
 from detkds.search.result import State
-from detkds.search.table_file import read_table
 
 Lines = list[dict[str, Any]]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from detkds.config import HalvingConfig
 from detkds.policy import Policy, Term
-from detkds.registry import EVALUATORS, expression
-from detkds.search.halving import Halving, halved
-from detkds.search.result import Peers, Result, State
+from detkds.registry import expression
+from detkds.search.halving import apply_halving
+from detkds.search.result import HalvingGroup, Result, State
 
 
-@EVALUATORS.register("table")
 class TableEvaluator:
     """Looks policies up.
 
@@ -29,30 +29,29 @@ class TableEvaluator:
         self,
         table: Mapping[str, float | Result] | Callable[[Policy], float | Result],
         missing: float | None = None,
-        halving: Halving | None = None,
+        halving: HalvingConfig | None = None,
     ) -> None:
         self._table = table
         self._missing = missing
         self._halving = halving
         self.calls: list[list[str]] = []
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], groups: Sequence[HalvingGroup] = ()) -> list[Result]:
         """One result per policy; ``calls`` keeps the keys that were asked for."""
         self.calls.append([policy.key for policy in policies])
         results = [self._look_up(policy) for policy in policies]
-        return results if self._halving is None else halved(self._halving, policies, peers, results)
+        return results if self._halving is None else apply_halving(self._halving, policies, groups, results)
 
     def _look_up(self, policy: Policy) -> Result:
         if callable(self._table):
-            found: float | Result | None = self._table(policy)
+            measured: float | Result | None = self._table(policy)
         else:
-            found = self._table.get(policy.key, self._missing)
-        if found is None:
+            measured = self._table.get(policy.key, self._missing)
+        if measured is None:
             return Result(State.FILTERED, reason="not in the table", trained=False)
-        return found if isinstance(found, Result) else Result(State.COMPLETE, float(found))
+        return measured if isinstance(measured, Result) else Result(State.COMPLETE, float(measured))
 
 
-@EVALUATORS.register("synthetic")
 @dataclass(frozen=True)
 class SyntheticLandscape:
     """A random fitness landscape over policies, the same on every machine.
@@ -79,13 +78,13 @@ class SyntheticLandscape:
     noise: float = 0.15
     rejected: float = 0.1
     filter: bool = True
-    halving: Halving | None = None
+    halving: HalvingConfig | None = None
     _effects: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def evaluate(self, policies: Sequence[Policy], peers: Sequence[Peers] = ()) -> list[Result]:
+    def evaluate(self, policies: Sequence[Policy], groups: Sequence[HalvingGroup] = ()) -> list[Result]:
         """Measure policies: true AP plus noise, or filtered."""
         results = [self._measure(policy) for policy in policies]
-        return results if self.halving is None else halved(self.halving, policies, peers, results)
+        return results if self.halving is None else apply_halving(self.halving, policies, groups, results)
 
     def true_ap(self, policy: Policy) -> float:
         """The AP without noise."""

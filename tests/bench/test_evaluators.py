@@ -3,23 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from detkds.bench.evaluators import SyntheticLandscape, TableEvaluator
 from detkds.policy import Policy, Term
-from detkds.registry import EVALUATORS
-from detkds.search.evaluators.table import SyntheticLandscape, TableEvaluator
 from detkds.search.result import Result, State
 from detkds.search.space import draw, load_spaces
 
 ONE = Policy([Term("global", ["scale(1)"], "l1", 5)])
-TWIN = Policy([Term("global", [], "l1", 5)])
+DUPLICATE = Policy([Term("global", [], "l1", 5)])
 OTHER = Policy([Term("logits", [], "kl", 1)])
 
 
 def test_a_table_is_looked_up_by_the_canonical_key():
-    table = TableEvaluator({TWIN.key: 31.0})
+    table = TableEvaluator({DUPLICATE.key: 31.0})
     first, second = table.evaluate([ONE, OTHER])
     assert first == Result(State.COMPLETE, 31.0)
     assert second.state is State.FILTERED and not second.counts
-    assert table.calls == [[TWIN.key, OTHER.key]]
+    assert table.calls == [[DUPLICATE.key, OTHER.key]]
     assert TableEvaluator({}, missing=3.0).evaluate([OTHER])[0].ap == 3.0
 
 
@@ -27,7 +26,6 @@ def test_a_function_may_give_numbers_or_results():
     failed = Result(State.FAILED, reason="broken")
     table = TableEvaluator(lambda policy: failed if policy == OTHER else 2.0)
     assert table.evaluate([OTHER, ONE]) == [failed, Result(State.COMPLETE, 2.0)]
-    assert "table" in EVALUATORS and "synthetic" in EVALUATORS
 
 
 def test_a_landscape_has_the_spread_and_the_rejections_it_says():
@@ -53,10 +51,10 @@ def test_without_its_filter_a_landscape_fails_what_it_refused_and_changes_nothin
     assert [result for result in tried if result.ap] == [result for result in filtered if result.ap]
 
 
-def test_a_landscape_is_the_same_for_twins_and_when_asked_again():
+def test_a_landscape_is_the_same_for_duplicates_and_when_asked_again():
     landscape = SyntheticLandscape(3, rejected=0.0)
     again = SyntheticLandscape(3, rejected=0.0)
-    assert landscape.evaluate([ONE]) == landscape.evaluate([TWIN]) == again.evaluate([ONE])
+    assert landscape.evaluate([ONE]) == landscape.evaluate([DUPLICATE]) == again.evaluate([ONE])
     assert landscape.true_ap(Policy()) == 30.0
     assert SyntheticLandscape(0).quality(OTHER.terms[0]) != SyntheticLandscape(1).quality(OTHER.terms[0])
 

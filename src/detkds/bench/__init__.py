@@ -1,0 +1,1 @@
+"""Comparing search algorithms in seconds: measured tables, synthetic landscapes, searches in memory."""
