@@ -32,7 +32,7 @@ def load_split(
     Several sets have the classes of the first, compared by name; images are numbered from 1 through all of them.
 
     Args:
-        role: ``train`` or ``test``: which split of a data set that holds several is meant, unless its ``split`` says it.
+        role: ``train`` or ``test``: which split of a data set of several is meant, unless its own ``split`` says it.
         class_names: the classes and their order, where they are known; a set may have fewer.
 
     Raises:
