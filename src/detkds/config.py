@@ -156,8 +156,10 @@ class DetectorConfig(Section):
     backbone: str | None = numbers(None)
     """A named backbone or any timm model that gives feature maps; null: the detector's own."""
     classes: tuple[str, ...] | None = numbers(None)
-    """Names of the classes a teacher knows, in label order; null: those in the file of its weights, where this package
-    wrote it, or else those of the data."""
+    """Names of the classes a teacher knows, in label order; null: those that its weights say, or else those of the
+    data."""
+    synonyms: dict[str, str] = numbers({})
+    """The data's names for classes that a teacher knows by other names: ``{motorbike: motorcycle}``."""
     size: Count | None = numbers(None)
     """Pixels of the longer side of the images a teacher is given; null: those of the data."""
     backbone_weights: Literal["pretrained"] | None = numbers(None)

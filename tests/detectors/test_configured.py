@@ -100,3 +100,10 @@ def test_faults_are_users_mistakes() -> None:
         configured_detector(DetectorConfig(detector="fcos", weights="nowhere.pth", **{"backbone": "narrow8"}), CLASSES)
     with pytest.raises(UserError, match="unknown option 'neck_chanels'"):
         configured_detector(DetectorConfig(detector="fcos", options={"neck_chanels": 1}), CLASSES)
+
+
+def test_classes_go_by_the_names_of_the_data() -> None:
+    config = DetectorConfig(**SMALL, synonyms={"motorbike": "motorcycle"})
+    assert configured_detector(config, ("car", "motorbike")).class_names == ("car", "motorcycle")
+    with pytest.raises(UserError, match="got car more than once"):
+        configured_detector(DetectorConfig(**SMALL, synonyms={"auto": "car"}), ("car", "auto"))

@@ -27,7 +27,8 @@ def configured_detector(config: DetectorConfig, class_names: Sequence[str]) -> D
     configuration names go before those that weights bring.
 
     Args:
-        class_names: what the detector is for, unless the configuration names its classes.
+        class_names: what the detector is for, unless the configuration names its classes; those with synonyms are
+            called by them.
 
     Raises:
         UserError: unknown detector, backbone or option, or weights that do not fit; all faults at once.
@@ -37,7 +38,7 @@ def configured_detector(config: DetectorConfig, class_names: Sequence[str]) -> D
         if (value := getattr(config, name)) is not None:
             given[name] = value
     source, brought = _source(config)
-    names = config.classes or class_names
+    names = [config.synonyms.get(name, name) for name in config.classes or class_names]
     try:
         detector = build_detector(config.detector, names, **{**brought, **given})
     except TypeError as error:
