@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -71,4 +72,10 @@ app.command("list")(pieces.list_pieces)
 def main() -> None:
     """The ``detkds`` command; plugins and functions that a configuration names may lie in the working folder."""
     sys.path.append(os.getcwd())
+    warnings.showwarning = _show_warning
     app()
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """What a user should know, without the line of code that says it."""
+    sys.stderr.write(f"{'note' if issubclass(category, RuntimeWarning) else category.__name__}: {message}\n")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detkds.config import RunConfig
-from detkds.detectors.weights import load_weights, stored_class_names
 from detkds.runs.datasets import load_data
-from detkds.runs.plan import choose_device, import_plugins, make_teacher
+from detkds.runs.plan import choose_device, import_plugins, make_detector, make_teacher
 from detkds.training.setup import TrainingSetup
 
 
@@ -23,15 +22,16 @@ def run_evaluate(
     """
     import_plugins(config.plugins)
     device = choose_device(config.device)
-    bare = {"weights": None, "backbone_weights": None}
-    described = (config.student if which == "student" else config.teacher).model_copy(update=bare)
+    given = {"weights": str(weights), "backbone_weights": None}
+    described = (config.student if which == "student" else config.teacher).model_copy(update=given)
     with tempfile.TemporaryDirectory(prefix="detkds-") as scratch:
         if config.data.embedded is not None and not (config.folder / "data").exists():
             config = config.model_copy(update={"runs": Path(scratch)})
         train, test = load_data(config)
-        known = stored_class_names(weights) if which == "teacher" else None
-        detector = make_teacher(described, known or train.class_names, config.seed, config.data.size)
-        load_weights(detector, weights)
+        if which == "teacher":
+            detector = make_teacher(described, train.class_names, config.seed, config.data.size)
+        else:
+            detector = make_detector(described, train.class_names, config.seed)
         detector.to(device)
         data = test if split == "test" else train
         setup = TrainingSetup(

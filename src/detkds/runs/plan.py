@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from detkds.config_file import SchemaError, load_config
 from detkds.data.augment import Augmentation
 from detkds.data.coco import CocoDataset
 from detkds.data.digits import NAMES
-from detkds.detectors import build_detector
 from detkds.detectors.base import Detector
+from detkds.detectors.configured import configured_detector, known_class_names
 from detkds.detectors.rescaled import Rescaled
-from detkds.detectors.weights import load_weights, stored_class_names
 from detkds.distiller import check_pair
 from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, load_policy
@@ -285,19 +284,8 @@ def make_detector(config: DetectorConfig, class_names: tuple[str, ...], seed: in
     Raises:
         UserError: unknown detector, backbone or option, or weights that do not fit.
     """
-    build = partial(build_detector, config.detector, config.classes or class_names, **config.options)
-    if config.backbone is not None:
-        build = partial(build, backbone=config.backbone)
-    if config.backbone_weights is not None:
-        build = partial(build, backbone_weights=config.backbone_weights)
     with seeded(seed, torch.device("cpu")):
-        try:
-            detector = build()
-        except TypeError as error:
-            raise ConfigError(f"detector {config.detector!r}: options: {error}") from None
-    if config.weights is not None:
-        load_weights(detector, config.weights)
-    return detector
+        return configured_detector(config, class_names)
 
 
 def make_teacher(config: DetectorConfig, class_names: tuple[str, ...], seed: int, size: int) -> Detector:
@@ -308,8 +296,7 @@ def make_teacher(config: DetectorConfig, class_names: tuple[str, ...], seed: int
     Raises:
         UserError: as :func:`make_detector`.
     """
-    known = None if config.weights is None else stored_class_names(config.weights)
-    teacher = make_detector(config, known or class_names, seed)
+    teacher = make_detector(config, known_class_names(config) or class_names, seed)
     return teacher if config.size in (None, size) else Rescaled(teacher, config.size / size)
 
 

@@ -343,7 +343,7 @@ def _warm_choices(policies: Sequence[Policy], spaces: Mapping[str, Space]) -> li
 
 
 def _nearest_choice(space: Space, term: Term) -> Params:
-    """The choice that stands for a term, with the nearest weight that the space offers.
+    """The choice that stands for a term, with the arguments and the nearest weight that the space offers.
 
     Raises:
         ConfigError: transforms or distance lie outside the space.
@@ -353,4 +353,4 @@ def _nearest_choice(space: Space, term: Term) -> Params:
         nearest = sorted(weights)[len(weights) // 2]
     else:
         nearest = min(weights, key=lambda weight: abs(np.log(weight / max(term.weight, 1e-9))))
-    return space.encode(replace(term, weight=nearest, weighting=space.weighting))
+    return space.encode(replace(space.nearest(term), weight=nearest, weighting=space.weighting))

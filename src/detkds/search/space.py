@@ -173,6 +173,16 @@ class Space:
                     return {**choice, **apart}  # type: ignore[dict-item]
         raise ConfigError(f"policy outside the {self.knowledge} space: {policy.key}; add its options to the space file")
 
+    def nearest(self, term: Term) -> Term:
+        """The term with pieces that this space offers: where one has other arguments here, it has those."""
+        offered = [piece for piece in self._pieces.values() if piece is not None]
+
+        def own(piece: Any) -> Any:
+            alike = [other for other in offered if getattr(other, "name", None) == piece.name]
+            return piece if piece in alike or not alike else alike[0]
+
+        return replace(term, transforms=tuple(map(own, term.transforms)), distance=own(term.distance))
+
     def describe(self) -> dict[str, Any]:
         """Plain data: knowledge, weighting and genes."""
         genes = {name: list(options) for name, options in self.genes.items()}
