@@ -33,6 +33,7 @@ COMMANDS = {
     "compare",
     "policies",
     "list",
+    "status",
 }
 
 
