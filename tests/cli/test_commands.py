@@ -34,6 +34,7 @@ COMMANDS = {
     "compare",
     "policies",
     "list",
+    "status",
 }
 
 

@@ -21,7 +21,7 @@ def test_a_clear_gain_names_winner_gain_interval_and_seeds() -> None:
     text = verdict([row("plain", "plain", [10, 11, 12]), row("searched", "searched", [14, 16, 18])])
     assert text == (
         "'searched' wins with 16.0 ± 2.0 AP: +5.0 over the plain student 'plain' "
-        "(95% interval +2.5 to +7.5, 3 seeds, 2 df; 3.3 AP would have shown with 80% power)."
+        "(95% interval +2.5 to +7.5, 3 seeds, 2 df; a gain of 3.3 AP would have been found with 80% power)."
     )
 
 
@@ -29,7 +29,7 @@ def test_what_is_measured_is_named() -> None:
     rows = [row("plain", "plain", [10, 11, 12]), row("searched", "searched", [14, 16, 18])]
     text = verdict(rows, "mask AP")
     assert "'searched' wins with 16.0 ± 2.0 mask AP: +5.0" in text
-    assert "3.3 mask AP would have shown" in text
+    assert "a gain of 3.3 mask AP would have been found" in text
 
 
 def test_a_gain_within_noise_is_said_to_be_one() -> None:
@@ -87,7 +87,8 @@ def test_comparable_rows_share_their_residual() -> None:
     assert "+30.5 over the plain student 'plain' (95% interval" in text and "3 seeds, 2 df;" in text
     assert text.endswith(
         f"The searched policy stands +2.2 against the best hand-designed one, 'pkd' (95% interval {many.low:+.1f} to "
-        f"{many.high:+.1f}, 3 seeds, 6 df; {many.smallest_gain():.1f} AP would have shown with 80% power)."
+        f"{many.high:+.1f}, 3 seeds, 6 df; a gain of {many.smallest_gain():.1f} AP would have been "
+        "found with 80% power)."
     )
 
 

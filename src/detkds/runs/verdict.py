@@ -143,5 +143,5 @@ def _evidence(difference: Difference, metric: str) -> str:
     seeds = "1 seed" if difference.n == 1 else f"{difference.n} seeds"
     return (
         f"95% interval {difference.low:+.1f} to {difference.high:+.1f}, {seeds}, {difference.df} df; "
-        f"{difference.smallest_gain():.1f} {metric} would have shown with 80% power"
+        f"a gain of {difference.smallest_gain():.1f} {metric} would have been found with 80% power"
     )
