@@ -109,7 +109,7 @@ def _not_compared(policies: Sequence[Policy]) -> list[str]:
 
 _VALUES = Path(__file__).resolve().parents[1] / "tests" / "policies" / "reference"
 _ASIDE = dedent("""\
-    - Of every policy: the assignment of anchors, the sampling of proposals, crowd regions and mixed precision, which are
+    - Of every policy: the assignment of anchors, sampling of proposals, crowd regions and mixed precision, which are
       the detectors' and stood still in the comparison; boxes decoded from numbers, which were given; the margins of
       COFD from batch normalisation; the autoencoder of DiffKD; the confidence that the tokens of MasKD learn from.
     """).splitlines()
