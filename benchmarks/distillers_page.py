@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
+from textwrap import dedent
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -56,7 +58,9 @@ def page(policies: Sequence[Policy], infos: Infos) -> str:
         "",
         "Made by `python benchmarks/distillers_page.py --out docs/distillers.md`; do not edit. The facts stand in",
         "`src/detkds/policies/`; where a policy works was asked of the code. T is the teacher's tensor, S the",
-        "student's after its adapter; sum_l runs over the levels. **exact**: the published loss with its weights.",
+        "student's after its adapter; sum_l runs over the levels.",
+        "",
+        *_RULE,
         "",
         "| policy | from | knowledge | fidelity | families |",
         "|---|---|---|---|---|",
@@ -72,7 +76,43 @@ def page(policies: Sequence[Policy], infos: Infos) -> str:
     used = sorted({term.knowledge.name for policy in policies for term in policy})  # type: ignore[union-attr]
     lines += ["", "## What the kinds of knowledge are", ""]
     lines += [f"- `{name}`: {(inspect.getdoc(KNOWLEDGE[name]) or '').partition(chr(10))[0]}" for name in used]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_not_compared(policies)]) + "\n"
+
+
+_RULE = dedent("""\
+    What the words of fidelity mean, which `tests/policies/test_reference.py` holds every policy to:
+
+    - **exact**: on the same tensors the loss and its gradient are those of the code that its authors published, or of
+      the library that reproduced it, within 1e-5 relative, for batches with and without padding, with an image without
+      objects, and with one and with several anchors in a cell. A part of the loss that does not depend on the student
+      is left aside. What the code does outside of the loss, as initial weights or the choice of levels, may differ,
+      and is then stated.
+    - **equivalent up to a stated factor**: the same, times a number that is stated.
+    - **approximate**: everything else; what differs is stated, by how much where there is code to compare with, and so
+      is that there was none.
+
+    The values that the tests compare with were worked out by that code itself; `benchmarks/reference_values.py` makes
+    them again from clones of its repositories.
+    """).splitlines()
+
+
+def _not_compared(policies: Sequence[Policy]) -> list[str]:
+    """The list of what could not be checked against anybody else's code."""
+    recorded = (json.loads(path.read_text(encoding="utf-8"))["values"] for path in _VALUES.glob("*.json"))
+    compared = {name for values in recorded for name in values}
+    lines = ["## What was not compared with code", ""]
+    for policy in policies:
+        if policy.name not in compared:
+            lines.append(f"- [{policy.name}](#{_anchor(policy.name)}): {policy.fidelity or 'not stated'}.")
+    return [*lines, *_ASIDE]
+
+
+_VALUES = Path(__file__).resolve().parents[1] / "tests" / "policies" / "reference"
+_ASIDE = dedent("""\
+    - Of every policy: the assignment of anchors, the sampling of proposals, crowd regions and mixed precision, which are
+      the detectors' and stood still in the comparison; boxes decoded from numbers, which were given; the margins of
+      COFD from batch normalisation; the autoencoder of DiffKD; the confidence that the tokens of MasKD learn from.
+    """).splitlines()
 
 
 def _section(policy: Policy, infos: Infos) -> list[str]:

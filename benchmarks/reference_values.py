@@ -12,7 +12,8 @@ Run it with
 The name of a folder says which repository it is: mmrazor, FGD and MGD (yzd-v), attention-transfer (szagoruyko),
 RepDistiller (HobbitLong), ICKD (ADLab-AutoDrive), FRS (duzhixing), DeFeat.pytorch (ggjy), LD (HikariTJU), BCKD
 (TinyTigerPan), MasKD (hunto), overhaul-distillation (clovaai), CrossKD (jbwang1997), Distill_GID_detectron2
-(daixinghome), DetKDS (lliai; needs einops) and WKD (JiamingLv).
+(daixinghome), DetKDS (lliai; needs einops), WKD (JiamingLv), Simple-Recipe-Distillation (roymiles) and lightly-train
+(lightly-ai).
 """
 
 from __future__ import annotations

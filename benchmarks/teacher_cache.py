@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from detkds.policy import load_policy
-from detkds.runs.plan import SEARCH, load_run, make_plan
+from detkds.runs.plan import SEARCH, absolute, load_run, make_plan
 from detkds.training.batch_files import BatchFiles
 from detkds.training.digests import fingerprint
 from detkds.training.student import StudentTrainer
@@ -58,7 +58,7 @@ def main() -> None:
         teacher = plan.teacher.eval().requires_grad_(False)
         files = BatchFiles(Path(folder), fingerprint(setup, 0), 10**12, print)
         cache = TeacherCache(teacher, files, batches=1, populations=2, decision=ALWAYS)
-        policy, student = load_policy(arguments.policy), plan.build_student(0, False)
+        policy, student = absolute(load_policy(arguments.policy)), plan.build_student(0, False)
         trainer = StudentTrainer("student", student, policy, teacher, setup.config, 1000, seed=0, device=plan.device)
         batches = islice(setup.batches(0)(0), arguments.batches + 1)
         for index in range(arguments.batches + 1):

@@ -28,6 +28,7 @@ from detkds.config import TrainConfig
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy, load_policy
 from detkds.runs.pair_check import random_batch
+from detkds.runs.plan import absolute
 from detkds.training.student import StudentTrainer
 from detkds.training.teacher import teacher_forward
 
@@ -73,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         kept: Any = [teacher_forward(teacher, batch) for _ in range(STEPS)][-1]  # type: ignore[arg-type]
         del kept
     else:
-        policy = Policy() if teacher is None else load_policy(options.policy)
+        policy = Policy() if teacher is None else absolute(load_policy(options.policy))
         student = _detector(options.student, device)
         trainer = StudentTrainer("student", student, policy, teacher, TrainConfig(lr=1e-6), 100, seed=0, device=device)
         for _ in range(STEPS):

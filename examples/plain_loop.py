@@ -40,7 +40,7 @@ def main(steps: int = 3) -> None:
     student, teacher = detector(resnet18(), 64).train(), detector(resnet34(), 96).eval()
 
     # 1. One line: what to imitate, and between which features. Channels differ, so adapters are made and trained.
-    distiller = Distiller(load_policy("detkds/global"), student=levels(64), teacher=levels(96))
+    distiller = Distiller(load_policy("detkds/released-global"), student=levels(64), teacher=levels(96))
     optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=1e-3)
 
     # 2. The student runs once; a hook keeps the features of that pass, and the images as its backbone saw them.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +21,15 @@ from detkds.search.samplers.base import Entry
 from detkds.search.settings import SearchSettings
 from detkds.search.space import Space
 from detkds.structures import DetectorOutput, KnowledgeInput, Pair
+from detkds.testing import check_distance, check_knowledge, check_transform
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 REGISTRIES = (KNOWLEDGE, TRANSFORMS, DISTANCES, DETECTORS, SAMPLERS)
+
+
+BLOCKS = re.findall(r"^```python\n# src/(\S+)\.py\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.S | re.M)
+
+FILES = [f"src/{path}.py" for path, _ in BLOCKS]
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +38,8 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in REGISTRIES:
         registry.names()
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    blocks = re.findall(r"^```python\n# src/(\S+)\.py\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.S | re.M)
-    assert len(blocks) == len(REGISTRIES), "one example per family"
-    for path, code in blocks:
+    assert len(BLOCKS) == len(REGISTRIES), "one example per family"
+    for path, code in BLOCKS:
         module = ModuleType(path.replace("/", "."))
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(code, f"{GUIDE.name}:{path}", "exec"), module.__dict__)
@@ -81,3 +88,41 @@ def test_sampler() -> None:
     proposal = sampler.propose(history, 2, rng)
     assert proposal.params == {"distance": "l2", "weight": 2.0}
     assert proposal.parents == (1,)
+
+
+def test_the_pieces_conform() -> None:
+    check_distance("log_cosh")
+    check_transform("soft_clip(3)")
+    check_knowledge("coarse(2)")
+
+
+def test_the_sampler_measures_given_choices_first() -> None:
+    space = Space("global", {"distance": ("l1", "l2"), "weight": (1.0, 2.0)})
+    given = {"distance": "l2", "weight": 1.0}
+    proposal = SAMPLERS["climb"](space, 0, SearchSettings(), [given]).propose([], 0, np.random.default_rng(0))
+    assert (proposal.params, proposal.role) == (given, "init")
+
+
+@pytest.fixture
+def placed(tmp_path: Path) -> Path:
+    """A copy of the package and its settings with every example in its place."""
+    shutil.copy(GUIDE.parent / "pyproject.toml", tmp_path)
+    shutil.copytree(GUIDE.parent / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for path, code in BLOCKS:
+        (tmp_path / "src" / f"{path}.py").write_text(code, encoding="utf-8")
+    return tmp_path
+
+
+def run_tool(folder: Path, *command: str | Path) -> None:
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [("format", "--check"), ("check", "--no-cache")])
+def test_the_examples_are_in_style(placed: Path, command: tuple[str, ...]) -> None:
+    run_tool(placed, "ruff", *command, *FILES)
+
+
+@pytest.mark.slow
+def test_the_examples_are_typed(placed: Path) -> None:
+    run_tool(placed, "pyright", "--pythonpath", sys.executable, *FILES)

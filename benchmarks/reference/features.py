@@ -240,3 +240,72 @@ def _masks(inputs: Inputs, head: Any, anchored: bool) -> list[Tensor]:
         sys.modules["mmdet.core"].bbox_overlaps = box_iou  # type: ignore[attr-defined]
         masks += head.get_roi_mask(this, [shape], None, boxes)
     return masks
+
+
+@reference("wkd-f", "WKD")
+def wkd_f(inputs: Inputs, clone: Path) -> Tensor:
+    """Weights of the configuration for ImageNet, without the convolution that the student's map goes through there."""
+    with official(clone, "mdistiller.distillers.WKD") as [module]:
+        losses = [module.wkd_feature_loss(s, t, 1e-5, grid=1) for _, s, t in per_level(inputs)]
+        return 0.005 * sum(2.0 * mean + deviation for mean, deviation in losses)  # type: ignore[return-value]
+
+
+@reference("srd", "Simple-Recipe-Distillation")
+def srd(inputs: Inputs, clone: Path) -> Tensor:
+    """Between all positions of the maps; the authors compare the means over them."""
+    total = torch.zeros((), dtype=torch.float64)
+    with official(clone / "imagenet", "torchdistill.losses.single") as [module]:
+        for level, adapt in adapted(inputs, 1).items():
+            norms = [nn.BatchNorm1d(CHANNELS, eps=1e-4, affine=False) for _ in range(2)]
+            this = SimpleNamespace(embed=lambda tensor: tensor, bn_s=norms[0], bn_t=norms[1])
+            sides = (adapt(inputs.student.features[level]), inputs.teacher.features[level])
+            positions = [side.movedim(1, -1).flatten(0, -2) for side in sides]
+            total = total + module.OurDistillationLoss.forward_loss(this, *positions)
+    return total
+
+
+@reference("token-relations", "lightly-train")
+def token_relations(inputs: Inputs, clone: Path) -> Tensor:
+    """The local loss with its own temperature, summed over the levels."""
+    total = torch.zeros((), dtype=torch.float64)
+    with official(clone / "src", "lightly_train._methods.distillationv3.distillationv3_loss") as [module]:
+        loss = module.DistillationV3Loss(temperature_global=0.07, temperature_local=0.07)
+        for _, student, teacher in per_level(inputs):
+            tokens = [nn.functional.normalize(side.flatten(2), dim=1).transpose(1, 2) for side in (teacher, student)]
+            means = [one.mean(1) for one in tokens]
+            total = total + loss(means[0], tokens[0], means[1], tokens[1], means[0])[1]
+    return total
+
+
+def _detkds(inputs: Inputs, clone: Path, weight: float, parts: dict[str, str] | None = None) -> Tensor:
+    """The global term, and the foreground and background where ``parts`` says how they are transformed."""
+    options = {"global_trans1": "catt", "global_trans2": "scale_r2", "global_trans3": "norm_N", "global_dis": "l1"}
+    options |= {f"fbg_trans{index}": name for index, name in (parts or {}).items()}
+    total = torch.zeros((), dtype=torch.float64)
+    folder = "mmdet.distillation.losses"
+    with official(clone, f"{folder}.operations", f"{folder}.auto_detkd") as [_, module]:
+        for level, student, teacher in per_level(inputs):
+            weights = {"gamma_global": weight, "gamma_fbg": 2}
+            enabled = {"gb_enable": True, "fbg_enable": parts is not None}
+            loss = module.FeatureLoss(CHANNELS, CHANNELS, level, **options, **enabled, **weights)
+            found = loss(student, teacher, img_metas=image_metas(inputs), gt_bboxes=inputs.boxes)
+            total = total + found[0] + (sum(found[1]) if parts is not None else 0)
+    return total
+
+
+@reference("detkds/released-global", "DetKDS")
+def detkds_global(inputs: Inputs, clone: Path) -> Tensor:
+    """Weight of the configurations for GFL and RepPoints."""
+    return _detkds(inputs, clone, 10)
+
+
+@reference("detkds/released-two-stage", "DetKDS")
+def detkds_two_stage(inputs: Inputs, clone: Path) -> Tensor:
+    """Weight of the configuration for Faster R-CNN."""
+    return _detkds(inputs, clone, 2)
+
+
+@reference("detkds/released-one-stage", "DetKDS")
+def detkds_one_stage(inputs: Inputs, clone: Path) -> Tensor:
+    """The configuration for RetinaNet."""
+    return _detkds(inputs, clone, 6, {"1": "no", "2": "local_s4", "3": "norm_HW"})

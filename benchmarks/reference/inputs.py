@@ -122,7 +122,9 @@ def _side(name: str, case: Case, strides: dict[str, int], teacher: Side | None) 
         for level, stride in strides.items():
             shape = (images, *leading, *((anchors,) if anchored else ()), HEIGHT // stride, WIDTH // stride)
             noise = draw(f"{name} {who} {group} {level}", *shape)
-            made[level] = scale * noise if teacher is None else 0.7 * getattr(teacher, group)[level] + 0.5 * scale * noise
+            made[level] = (
+                scale * noise if teacher is None else 0.7 * getattr(teacher, group)[level] + 0.5 * scale * noise
+            )
         return made
 
     rows = 2 * draw(f"{name} {who} rows", ROWS, CLASSES + 1)

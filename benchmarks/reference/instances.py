@@ -92,7 +92,7 @@ def _pooled(inputs: Inputs, features: dict[str, Tensor], instances: list[Tensor]
     """Crops of 10 x 10 cells, each of the level that fits its size, as detectron2's pooler chooses it."""
     boxes = torch.cat(instances)
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    finest, coarsest = (int(level[1:]) for level in (list(features)[0], list(features)[-1]))
+    finest, coarsest = (int(level[1:]) for level in (min(features), max(features)))
     fitting = torch.floor(4 + torch.log2(size / 224 + 1e-8)).clamp(finest, coarsest)
     images = torch.cat([torch.full((len(one), 1), float(image)) for image, one in enumerate(instances)])
     crops = torch.zeros(len(boxes), next(iter(features.values())).shape[1], 10, 10)

@@ -242,9 +242,7 @@ def crosskd_fcos(inputs: Inputs, clone: Path) -> Tensor:
         this.bbox_head.centerness_target = lambda targets: targets[:, 0]
         crossed, wanted = (list(zip(*outputs[name], strict=True)) for name in ("crossed", "wanted"))
         none = [scores[:, : inputs.case.anchors] for scores in wanted[0]]
-        losses = detector.loss_by_feat(
-            this, *wanted, none, none, *wanted, none, none, *crossed, none, None, None, None
-        )
+        losses = detector.loss_by_feat(this, *wanted, none, none, *wanted, none, none, *crossed, none, None, None, None)
         return losses["loss_cls_kd"] + losses["loss_reg_kd"]
 
     return _crosskd(inputs, clone, "CrossKDFCOS", "crosskd_fcos", 4, collect, finish)

@@ -47,16 +47,20 @@ class SplitConfig(Section):
     """One set of images. Where they lie changes nothing; what they are is compared by content."""
 
     annotations: Path = speed()
-    """A COCO annotation file."""
-    images: Path = speed()
-    """The folder that its file names are relative to."""
+    """A COCO annotation file, a ``data.yaml`` of YOLO or a VOC folder."""
+    images: Path | None = speed(None)
+    """The folder that the file names of a COCO file are relative to; for VOC null: ``JPEGImages`` beside
+    ``Annotations``."""
+    split: str | None = numbers(None)
+    """Which split of a ``data.yaml`` or of VOC's ``ImageSets`` is meant; null: ``train`` for training images, ``test``
+    or else ``val`` for test images."""
 
 
 class DataConfig(Section):
     """Where the images are, and the size they are resized to."""
 
-    train: SplitConfig | None = numbers(None)
-    """Training images; validation images are cut from them."""
+    train: SplitConfig | tuple[SplitConfig, ...] | None = numbers(None)
+    """Training images, one set or a list of several; validation images are cut from them."""
     test: SplitConfig | None = numbers(None)
     """Test images: reported on, never searched on."""
     embedded: Literal["digits"] | None = numbers(None)
@@ -67,6 +71,8 @@ class DataConfig(Section):
     """Classes of the embedded set."""
     size: int = numbers(800, ge=32, le=16384)
     """Pixels of the longer side of the images."""
+    degenerate: Literal["fail", "skip"] = numbers("fail")
+    """What is done with boxes without area inside their image: name them as faults, or leave them out of training."""
 
 
 class AugmentationConfig(Section):
@@ -159,8 +165,13 @@ class DetectorConfig(Section):
     options: dict[str, Any] = numbers({})
     """Further arguments of the detector."""
     weights: str | None = speed(None)
-    """A local file or URL with the whole detector's weights. Where it lies changes nothing; what it holds is compared
-    by content."""
+    """The whole detector's weights: a local file or URL, ``torchvision/NAME`` for a published detector of torchvision,
+    or a ``save_pretrained`` folder or hub name for one of the transformers library. Where they lie changes nothing;
+    what they hold is compared by content."""
+    trust: bool = speed(False)
+    """Also read weights from a file that holds other objects than tensors and plain values, which can run any code."""
+    partial: bool = numbers(False)
+    """Load what of the weights fits and start the rest afresh, such as the head of another set of classes."""
     train: TrainConfig | None = None
     """How a teacher without weights is trained first."""
 

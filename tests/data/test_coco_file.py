@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detkds.data.coco import load_coco
+from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.coco_file import MAX_FAULTS
 from detkds.errors import DataError
 
@@ -32,7 +33,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "annotations no list": (lambda c: c.update(annotations={}), "annotations: expected a list, got dict"),
     "no categories": (lambda c: c.update(categories=[]), "categories: expected at least one"),
     "entry no object": (lambda c: c["annotations"].append(3), "annotations[3]: expected an object, got a int"),
-    "image key missing": (_drop("images", "width"), "images[0]: missing width"),
+    "image key missing": (_drop("images", "file_name"), "images[0]: missing file_name"),
     "annotation keys missing": (_drop("annotations", "bbox"), "annotations[0]: missing bbox"),
     "category key missing": (_drop("categories", "name"), "categories[0]: missing name"),
     "unknown category": (_put("annotations", category_id=4), "annotation 1: category_id 4 is no category"),
@@ -41,10 +42,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "annotation id twice": (_put("annotations", id=2), "annotations[1]: id 2 is used twice"),
     "category id twice": (_put("categories", id=2), "categories[1]: id 2 is used twice"),
     "category name twice": (_put("categories", name="dog"), "categories[1]: name 'dog' is used twice"),
-    "text id": (_put("images", id="7"), "images[0]: id: expected a whole number, got '7'"),
+    "text id": (_put("images", id="7a"), "images[0]: id: expected a whole number, got '7a'"),
     "three numbers": (_put("annotations", bbox=[1, 2, 3]), "annotation 1: bbox: expected 4 finite numbers"),
     "infinite": (_put("annotations", bbox=[1, 2, 3, float("inf")]), "annotation 1: bbox: expected 4 finite numbers"),
-    "text box": (_put("annotations", bbox=[1, 2, 3, "4"]), "annotation 1: bbox: expected 4 finite numbers"),
+    "text box": (_put("annotations", bbox=[1, 2, 3, "wide"]), "annotation 1: bbox: expected 4 finite numbers"),
     "no width": (_put("annotations", bbox=[1, 2, 0, 4]), "bbox [1, 2, 0, 4]: width and height must be > 0"),
     "negative height": (_put("annotations", bbox=[1, 2, 3, -4]), "width and height must be > 0"),
     "outside": (_put("annotations", bbox=[20, 2, 3, 4]), "lies outside its image of 20x20 pixels"),
@@ -135,3 +136,100 @@ def test_a_linked_sub_folder_is_refused_and_a_linked_image_folder_is_not(write: 
     (images / "sub").symlink_to(images.parent / "outside")
     with pytest.raises(DataError, match="through a link"):
         load_coco(annotations, images)
+
+
+Paths = tuple[Path, Path]
+
+
+def _loaded(content: dict[str, Any], paths: Paths, change: Change) -> CocoDataset:
+    changed = copy.deepcopy(content)
+    change(changed)
+    paths[0].write_text(json.dumps(changed))
+    return load_coco(*paths)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _put("images", width=40.0, height="30"),
+        _put("images", id="7"),
+        _put("images", width=None),
+        _drop("images", "height"),
+        _put("annotations", id="1", image_id=3.0, category_id="9"),
+        _put("annotations", bbox=["1", 2.0, "3.0", 4], area="9"),
+        _put("annotations", iscrowd=None),
+        _put("annotations", iscrowd=False),
+        _drop("annotations", "iscrowd"),
+        _put("categories", id="9"),
+    ],
+)
+def test_forms_of_one_meaning_are_read_as_that(change: Change, write: Write, content: dict[str, Any]) -> None:
+    paths = write(content)
+    expected = load_coco(*paths).ground_truth()
+    assert _loaded(content, paths, change).ground_truth() == expected
+
+
+def test_a_byte_order_mark_is_no_fault(write: Write, content: dict[str, Any]) -> None:
+    annotations, images = write(content)
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
+    assert len(load_coco(annotations, images)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    {
+        "sub\\b.png": "read with / for",
+        "images/sub/b.png": "without the folder images",
+        "images\\sub\\b.png": "without the folder images",
+    }.items(),
+)
+def test_other_spellings_of_a_file_name_are_read_and_said(
+    name: str, note: str, write: Write, content: dict[str, Any]
+) -> None:
+    paths = write(content)
+    with pytest.warns(RuntimeWarning, match=note):
+        dataset = _loaded(content, paths, lambda c: c["images"][1].update(file_name=name))
+    assert dataset.records[3].file_name == "sub/b.png" and dataset.image(3).shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_another_unicode_form_of_a_file_name_is_read(
+    forms: tuple[str, str], write: Write, content: dict[str, Any]
+) -> None:
+    annotations, images = write(content)
+    written, stored = (unicodedata.normalize(form, "café.png") for form in forms)
+    (images / "a.png").rename(images / stored)
+    with pytest.warns(RuntimeWarning, match="another Unicode form"):
+        dataset = _loaded(content, (annotations, images), _put("images", file_name=written))
+    assert dataset.records[7].file_name == stored
+
+
+def test_a_file_of_another_case_is_hinted_at(write: Write, content: dict[str, Any]) -> None:
+    annotations, images = write(content)
+    (images / "a.png").rename(images / "A.PNG")
+    with pytest.raises(DataError, match=r"no such file in .*; did you mean 'A.PNG'\?"):
+        load_coco(annotations, images)
+
+
+def test_annotations_of_a_faulty_image_say_nothing_more(write: Write, content: dict[str, Any]) -> None:
+    paths = write(content)
+    with pytest.raises(DataError) as caught:
+        _loaded(content, paths, _put("images", width=-1))
+    assert len(caught.value.faults) == 1
+
+
+def test_boxes_left_out_are_counted(write: Write, content: dict[str, Any]) -> None:
+    content["annotations"][0]["bbox"] = [1, 2, -1, 4]
+    with pytest.warns(RuntimeWarning, match="1 boxes without area inside their image are left out of training"):
+        dataset = load_coco(*write(content), degenerate="skip")
+    assert len(dataset.target(3)["boxes"]) == 0
+
+
+def test_a_category_that_only_groups_the_others_is_left_out(write: Write, content: dict[str, Any]) -> None:
+    content["categories"] = [{**category, "supercategory": "pets"} for category in content["categories"]]
+    content["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+    paths = write(content)
+    with pytest.warns(RuntimeWarning, match="category 'pets' groups the others and has no object; it is left out"):
+        assert load_coco(*paths).class_names == ("dog", "cat")
+    own = _loaded(content, paths, lambda c: c["annotations"][0].update(category_id=0))
+    assert own.class_names == ("pets", "dog", "cat")  # it has an object

@@ -285,6 +285,16 @@ def test_faults_are_listed_at_once(name: str) -> None:
         build_detector(name, "ab", backbone="narrow8")
 
 
+def test_columns_without_a_class_have_no_name_of_their_own(name: str, small: Build) -> None:
+    """As torchvision publishes its lists of names, for a file of which some columns were never trained."""
+    detector = small(name, class_names=("ant", "N/A", "bee", "N/A"))
+    assert detector.info.layout.num_classes == 4
+    student = small(name, class_names=("bee", "ant"))
+    first = int(detector.info.layout.activation == "softmax")
+    assert student.info.layout.mismatch(detector.info.layout) is None
+    assert student.info.layout.columns(detector.info.layout) == [*range(first), first + 2, first]
+
+
 def test_a_stored_output_is_restored_bit_for_bit(name: str, small: Build, batch: Batch) -> None:
     detector = small(name).eval()
     with torch.no_grad():

@@ -14,6 +14,7 @@ from detkds.testing.pieces import examples
 
 TRAITS = {
     "correlation": DistanceTraits(floor=-19.93),
+    "logsum": DistanceTraits(floor=-13.82),
     "ssim": DistanceTraits(looks_around=True),
     "ciou": DistanceTraits(own_gradient=True),
     "euclidean": DistanceTraits(weight_power=0.5),
@@ -43,7 +44,9 @@ def test_every_check(piece: Any, kind: Kind, shape: tuple[int, ...], check: Any)
 ATTENTIONS = ("", "satt", "catt")
 SCALES = ("", "scale(2)", "scale(4)", "local(2)", "local(4)")
 NORMALISATIONS = ("", "norm(HW)", "norm(C)", "norm(N)", "minmax", "norm_batch")
-FEATURE_DISTANCES = [name for name in DISTANCES if "feature" in DISTANCES[name].kinds and name != "correlation"]  # type: ignore[attr-defined]
+FEATURE_DISTANCES = [
+    name for name in DISTANCES if "feature" in DISTANCES[name].kinds and name not in ("correlation", "logsum")
+]  # type: ignore[attr-defined]
 
 
 def through(pair: Pair, *expressions: str) -> Pair:

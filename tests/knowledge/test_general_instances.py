@@ -40,11 +40,14 @@ def test_of_regions_as_nms_chooses_them():
     for count, boxes in zip(counts, found, strict=True):
         scores, candidates = [], []
         for row in range(start, start + count):
-            k = max((1, 2), key=lambda k: abs(theirs[row, k] - ours[row, k]).item())
-            side = teacher if theirs[row, k] > ours[row, k] else student
-            scores.append(abs(theirs[row, k] - ours[row, k]))
-            candidates.append(side.boxes["roi"][row, :, k])
-        if count:
+            likeliest = [side[row, 1:].argmax() + 1 for side in (ours, theirs)]
+            apart = theirs[row, likeliest[1]] - ours[row, likeliest[0]]
+            side, k = (teacher, likeliest[1]) if apart > 0 else (student, likeliest[0])
+            box = side.boxes["roi"][row, :, k].clamp(0, 64)
+            if (box[2:] - box[:2] > 10).all():
+                scores.append(apart.abs())
+                candidates.append(box)
+        if candidates:
             stacked = torch.stack(candidates)
             expected = stacked[nms(stacked, torch.stack(scores), 0.3)[:10]]
         else:
@@ -56,16 +59,18 @@ def test_of_regions_as_nms_chooses_them():
 
 def test_padding_has_no_instances_and_equal_heads_have_some(output, strides):
     student, teacher = output(0), output(1)
-    # Boxes far apart, numbered by their cell, so that none suppresses another.
+    # Boxes that hardly overlap, numbered by their cell, so that none suppresses another.
     for side in (student, teacher):
         for level, stride in strides.items():
             cells = torch.arange(64 // stride * 1.0)
             x, y = cells.view(1, 1, 1, -1), cells.view(1, 1, -1, 1)
             low = torch.stack(torch.broadcast_tensors(x * stride, y * stride), 1)
-            side.boxes[level] = torch.cat((low, low + 1), 1).expand(2, 4, 2, 64 // stride, 64 // stride)
+            side.boxes[level] = torch.cat((low, low + 11), 1).expand(2, 4, 2, 64 // stride, 64 // stride)
     first, second = general_instances(KnowledgeInput(student, teacher, None, strides))
     assert len(first) == len(second) == 10
-    assert (second[:, 0] < 56).all() and (second[:, 1] < 40).all()
+    for boxes, (height, width) in ((first, (64, 64)), (second, (40, 56))):
+        assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        assert (boxes[:, 2:] - boxes[:, :2] > 10).all()
     assert all(len(one) == 10 for one in general_instances(KnowledgeInput(student, student, None, strides)))
 
 

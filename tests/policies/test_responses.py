@@ -121,7 +121,7 @@ def dist_sigmoid(student: DetectorOutput, teacher: DetectorOutput) -> list[float
     levels = [
         dist_of(
             *(
-                [sigmoid(side.logits[level][n, :, 0, i, j]) for n, i, j in positions(level)]
+                [sigmoid(side.logits[level][n, :, 0, i, j]) for n, i, j in positions(level, padding=True)]
                 for side in (student, teacher)
             )
         )
@@ -152,13 +152,13 @@ def cwd_logits(student: DetectorOutput, teacher: DetectorOutput) -> list[float]:
 
 
 def bckd(student: DetectorOutput, teacher: DetectorOutput) -> list[float]:
-    """Over the positives of the batch, of which an image counts one at least."""
+    """Over the positives of the batch, of which an image counts one at least, on the levels that have one."""
     assert student.region is not None
     counts = [sum(marked[n].sum().item() for marked in student.region("main").values()) for n in range(2)]
     total = sum(max(count, 1) for count in counts)
     assert counts[0] > 1 and counts[1] == 0
     classification = localization = 0.0
-    for level in STRIDES:
+    for level in (level for level, marked in student.region("main").items() if marked.any()):
         for n, i, j in positions(level):
             at = (n, slice(None), 0, i, j)
             q, p = sigmoid(student.logits[level][at]), sigmoid(teacher.logits[level][at])

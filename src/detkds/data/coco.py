@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from detkds.data.coco_file import AnnotationTable, ImageRecord, read_coco
+from detkds.data.coco_file import AnnotationTable, CocoFile, Degenerate, ImageRecord, read_coco
 from detkds.data.images import read_image
 from detkds.data.masks import rasterize, segmentation_fault
 from detkds.errors import DataError
@@ -23,9 +23,7 @@ __all__ = ["AnnotationTable", "CocoDataset", "ImageRecord", "load_coco"]
 _MOST_NAMED = 10
 
 
-def load_coco(
-    annotations: Path | str, images: Path | str, *, degenerate: Literal["error", "skip"] = "error"
-) -> CocoDataset:
+def load_coco(annotations: Path | str, images: Path | str, *, degenerate: Degenerate = "fail") -> CocoDataset:
     """Read and check a COCO annotation file and the folder its images lie in.
 
     Args:
@@ -35,14 +33,13 @@ def load_coco(
     Raises:
         DataError: every fault found in the file and the folder, up to 20, then their number.
     """
-    content = read_coco(Path(annotations), Path(images), skip_degenerate=degenerate == "skip")
-    return CocoDataset(
-        images=content.images,
-        class_names=content.class_names,
-        category_ids=content.category_ids,
-        folder=Path(images),
-        table=content.table,
-    )
+    content = read_coco(Path(annotations), Path(images), degenerate=degenerate)
+    return dataset_of(content, Path(images))
+
+
+def dataset_of(content: CocoFile, folder: Path) -> CocoDataset:
+    """The data set of checked content."""
+    return CocoDataset(content.images, content.class_names, content.category_ids, folder, content.table)
 
 
 @dataclass(frozen=True, eq=False)

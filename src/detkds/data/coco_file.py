@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from detkds.data.image_folder import ImageFolder
+from detkds.data.images import stored_size
 from detkds.errors import DataError, Faults
+
+Degenerate = Literal["fail", "skip"]
+"""What is done with boxes that have no area inside their image."""
 
 MAX_FAULTS = 20
 """Faults written out in full; the rest are counted."""
@@ -69,27 +76,52 @@ class CocoFile:
     table: AnnotationTable
 
 
-def read_coco(annotations: Path, images: Path, *, skip_degenerate: bool = False) -> CocoFile:
+def read_coco(annotations: Path, images: Path, *, degenerate: Degenerate = "fail") -> CocoFile:
     """Read the file and check it against the image folder.
 
     Raises:
         DataError: all faults, the first :data:`MAX_FAULTS` in full.
     """
     faults = Faults(str(annotations))
+    return check_content(_read_json(annotations, faults), images, faults, degenerate)
+
+
+def check_content(content: Any, images: Path, faults: Faults, degenerate: Degenerate = "fail") -> CocoFile:
+    """Check the content of an annotation file against the image folder.
+
+    What has one meaning alone is read as that: whole numbers as ``64.0`` or ``"64"``, a missing ``iscrowd``, sizes
+    that the image files tell, backslashes in file names. Other spellings of file names that do exist, and a category
+    that only groups the others, are read with a warning that says so.
+
+    Args:
+        content: lists of images, annotations and categories; None where it could not be read, which is a fault.
+        faults: those so far; they name the file.
+
+    Raises:
+        DataError: all faults, the first :data:`MAX_FAULTS` in full.
+    """
     if not images.is_dir():
-        faults.add(f"image folder {images} is not a folder; name the one the images lie in")
-    content = _read_json(annotations, faults)
+        faults.lines.insert(0, f"{faults.where}: image folder {images} is not a folder; name the one the images lie in")
     if content is None:
         _raise(faults)
         raise AssertionError("unreachable: an unreadable file is a fault")
+    notes: Counter[str] = Counter()
     categories = _categories(content["categories"], faults)
-    records = _records(content["images"], images, faults)
+    if (group := _grouping(content)) in categories:
+        notes[f"category {categories.pop(group)!r} groups the others and has no object; it is left out"] += 1
+    records = _records(content["images"], images, faults, notes)
     labels = {category_id: label for label, category_id in enumerate(sorted(categories))}
-    by_id = {record.id: record for record in records}
-    rows = list(_rows(content["annotations"], by_id, labels, faults, skip_degenerate))
+    rows = list(_rows(content["annotations"], records, labels, faults, degenerate))
     _raise(faults)
+    if skipped := sum(row.degenerate for row in rows):
+        notes["boxes without area inside their image are left out of training"] = skipped
+    for note, count in notes.items():
+        told = f"{count} {note}" if count > 1 or "boxes" in note else note
+        warnings.warn(f"{faults.where}: {told}", RuntimeWarning, stacklevel=2)
     ids = sorted(categories)
-    return CocoFile(tuple(records), tuple(categories[id_] for id_ in ids), tuple(ids), _table(rows, by_id))
+    images_by_id = {id_: record for id_, record in records.items() if record is not None}
+    names = tuple(categories[id_] for id_ in ids)
+    return CocoFile(tuple(images_by_id.values()), names, tuple(ids), _table(rows, images_by_id))
 
 
 def _raise(faults: Faults) -> None:
@@ -134,18 +166,23 @@ def _entries(kind: str, values: list[Any], required: tuple[str, ...], faults: Fa
         yield where, value
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def whole(value: Any) -> int | None:
+    """A whole number that is written as ``64``, ``64.0`` or ``"64"``; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,18}(\.0*)?\s*", value):
+        value = float(value) if "." in value else int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _is_new_id(where: str, value: Any, seen: Any, faults: Faults) -> bool:
-    if not _is_int(value):
+def _new_id(where: str, value: Any, seen: Any, faults: Faults) -> int | None:
+    id_ = whole(value)
+    if id_ is None:
         faults.add(f"{where}: id: expected a whole number, got {value!r}")
-    elif value in seen:
-        faults.add(f"{where}: id {value} is used twice")
-    else:
-        return True
-    return False
+    elif id_ in seen:
+        faults.add(f"{where}: id {id_} is used twice")
+        return None
+    return id_
 
 
 def _categories(values: list[Any], faults: Faults) -> dict[int, str]:
@@ -157,71 +194,54 @@ def _categories(values: list[Any], faults: Faults) -> dict[int, str]:
             faults.add(f"{where}: name: expected text, got {name!r}")
         elif name in names:
             faults.add(f"{where}: name {name!r} is used twice")
-        elif _is_new_id(where, value["id"], categories, faults):
-            categories[value["id"]] = name
+        elif (id_ := _new_id(where, value["id"], categories, faults)) is not None:
+            categories[id_] = name
             names.add(name)
     return categories
 
 
-def _records(values: list[Any], folder: Path, faults: Faults) -> list[ImageRecord]:
-    records: dict[int, ImageRecord] = {}
-    inside = _Folder(folder)
-    for where, value in _entries("images", values, ("id", "file_name", "width", "height"), faults):
-        id_, name = value["id"], value["file_name"]
-        if not _is_new_id(where, id_, records, faults):
+def _grouping(content: Any) -> int | None:
+    """The id of a category without objects that is the supercategory of all others, as Roboflow writes it."""
+    categories = [value for value in content["categories"] if isinstance(value, dict)]
+    parents = {str(value.get("supercategory")): value for value in categories}
+    used = {whole(value.get("category_id")) for value in content["annotations"] if isinstance(value, dict)}
+    for group in categories:
+        others = [value for value in categories if value is not group]
+        if (
+            others
+            and group.get("name") in parents
+            and all(value.get("supercategory") == group["name"] for value in others)
+            and whole(group.get("id")) not in used
+        ):
+            return whole(group.get("id"))
+    return None
+
+
+def _records(values: list[Any], folder: Path, faults: Faults, notes: Counter[str]) -> dict[int, ImageRecord | None]:
+    """The images by id; None where something is wrong with one, so that its annotations say nothing more."""
+    records: dict[int, ImageRecord | None] = {}
+    inside = ImageFolder(folder)
+    for where, value in _entries("images", values, ("id", "file_name"), faults):
+        id_ = _new_id(where, value["id"], records, faults)
+        if id_ is None:
             continue
-        where = f"image {id_}"
-        wrong = [key for key in ("width", "height") if not (_is_int(value[key]) and value[key] > 0)]
-        for key in wrong:
-            faults.add(f"{where}: {key}: expected a whole number of pixels > 0, got {value[key]!r}")
-        fault = inside.fault(name)
-        if fault:
-            faults.add(f"{where}: file_name {name!r}: {fault}")
-        size = (1, 1) if wrong else (value["width"], value["height"])
-        records[id_] = ImageRecord(id_, str(name), *size)
-    return list(records.values())
-
-
-class _Folder:
-    """Tells whether names point at files inside a folder, with one directory listing per sub-folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.root = os.path.realpath(folder)
-        self.exists = folder.is_dir()
-        self.listings: dict[str, dict[str, bool]] = {}
-
-    def fault(self, name: Any) -> str | None:
-        """What is wrong with a file name; None where it is fine or the folder itself is missing."""
-        if not isinstance(name, str) or not name or "\0" in name:
-            return "expected a path below the image folder"
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if name.startswith(("/", "\\")) or PureWindowsPath(name).drive or ".." in parts:
-            return "leaves the image folder; names must be relative and without '..'"
-        if not self.exists:
-            return None
-        parent, file = os.path.split(name)
-        listing = self.listings.get(parent)
-        if listing is None:
-            listing = self.listings[parent] = self._list(parent)
-        if file not in listing:
-            return f"no such file in {self.folder}"
-        if listing[file] and not self._contains(os.path.realpath(self.folder / name)):
-            return "leaves the image folder through a link"
-        return None
-
-    def _list(self, parent: str) -> dict[str, bool]:
-        """Files of a sub-folder and whether each needs its link resolved."""
-        path = self.folder / parent
-        through_link = not self._contains(os.path.realpath(path))
-        try:
-            with os.scandir(path) as entries:
-                return {entry.name: through_link or entry.is_symlink() for entry in entries if entry.is_file()}
-        except OSError:
-            return {}
-
-    def _contains(self, resolved: str) -> bool:
-        return resolved == self.root or resolved.startswith(self.root.rstrip(os.sep) + os.sep)
+        where, before = f"image {id_}", len(faults.lines)
+        name = inside.named(where, value["file_name"], faults, notes)
+        size = {key: whole(value[key]) for key in ("width", "height") if value.get(key) is not None}
+        for key, pixels in size.items():
+            if pixels is None or pixels <= 0:
+                faults.add(f"{where}: {key}: expected a whole number of pixels > 0, got {value[key]!r}")
+        records[id_] = None
+        if len(faults.lines) > before:
+            continue
+        if len(size) < 2:
+            try:
+                size["width"], size["height"] = stored_size(folder / name)
+            except (OSError, SyntaxError, ValueError) as error:
+                faults.add(f"{where}: has no width and height, and {name} does not tell them: {error}")
+                continue
+        records[id_] = ImageRecord(id_, name, size["width"] or 0, size["height"] or 0)
+    return records
 
 
 @dataclass(frozen=True)
@@ -237,60 +257,72 @@ class _Row:
 
 
 def _rows(
-    values: list[Any], images: dict[int, ImageRecord], labels: dict[int, int], faults: Faults, skip_degenerate: bool
+    values: list[Any],
+    images: Mapping[int, ImageRecord | None],
+    labels: Mapping[int, int],
+    faults: Faults,
+    degenerate: Degenerate,
 ) -> Iterator[_Row]:
     seen: set[int] = set()
     for where, value in _entries("annotations", values, ("image_id", "category_id", "bbox"), faults):
-        id_ = value.get("id", -1)
-        if "id" in value:
-            if not _is_new_id(where, id_, seen, faults):
+        id_ = -1
+        if value.get("id") is not None:
+            new = _new_id(where, value["id"], seen, faults)
+            if new is None:
                 continue
+            id_ = new
             seen.add(id_)
             where = f"annotation {id_}"
         before = len(faults.lines)
-        image = images.get(value["image_id"]) if _is_int(value["image_id"]) else None
-        if image is None:
+        image_id, label = whole(value["image_id"]), labels.get(whole(value["category_id"]) or 0)
+        if whole(value["category_id"]) is None:
+            label = None
+        image = None if image_id is None else images.get(image_id)
+        if image_id not in images:
             faults.add(f"{where}: image_id {value['image_id']!r} is no image of this file")
-        label = labels.get(value["category_id"]) if _is_int(value["category_id"]) else None
         if label is None:
             known = ", ".join(map(str, sorted(labels)[:10])) + (", ..." if len(labels) > 10 else "")
             faults.add(f"{where}: category_id {value['category_id']!r} is no category of this file ({known})")
-        bbox = value["bbox"]
-        if not _four_numbers(bbox):
-            faults.add(f"{where}: bbox: expected 4 finite numbers [x, y, width, height], got {bbox!r}")
+        bbox = _four_numbers(value["bbox"])
+        problem = None
+        if bbox is None:
+            faults.add(f"{where}: bbox: expected 4 finite numbers [x, y, width, height], got {value['bbox']!r}")
         elif image is not None:
             problem = _box_problem(bbox, image)
-            if problem and not skip_degenerate:
-                faults.add(f"{where}: bbox {bbox}: {problem}; mend it, or leave such boxes out with degenerate='skip'")
-        area = value.get("area")
-        if area is not None and not _number(area):
-            faults.add(f"{where}: area: expected a finite number, got {area!r}")
-        crowd = value.get("iscrowd", 0)
+            if problem and degenerate == "fail":
+                faults.add(
+                    f"{where}: bbox {value['bbox']}: {problem}; fix it, or leave such boxes out with "
+                    f"data.degenerate: skip"
+                )
+        area = None if value.get("area") is None else _number(value["area"])
+        if area is None and value.get("area") is not None:
+            faults.add(f"{where}: area: expected a finite number, got {value['area']!r}")
+        crowd = whole(int(value["iscrowd"]) if isinstance(value.get("iscrowd"), bool) else value.get("iscrowd") or 0)
         if crowd not in (0, 1):
-            faults.add(f"{where}: iscrowd: expected 0 or 1, got {crowd!r}")
-        if len(faults.lines) > before or image is None or label is None:
+            faults.add(f"{where}: iscrowd: expected 0 or 1, got {value['iscrowd']!r}")
+        if len(faults.lines) > before or image is None or label is None or bbox is None:
             continue
-        yield _Row(
-            image.id,
-            id_,
-            tuple(bbox),
-            label,
-            bbox[2] * bbox[3] if area is None else area,
-            bool(crowd),
-            _box_problem(bbox, image) is not None,
-            value.get("segmentation"),
-        )
+        area = bbox[2] * bbox[3] if area is None else area
+        yield _Row(image.id, id_, bbox, label, area, bool(crowd), problem is not None, value.get("segmentation"))
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float | None:
+    """A finite number, or the text of one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
-def _four_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(_number(number) for number in value)
+def _four_numbers(value: Any) -> tuple[float, ...] | None:
+    numbers = [_number(number) for number in value] if isinstance(value, list) and len(value) == 4 else [None]
+    return None if None in numbers else tuple(numbers)  # type: ignore[arg-type]
 
 
-def _box_problem(bbox: list[float], image: ImageRecord) -> str | None:
+def _box_problem(bbox: Sequence[float], image: ImageRecord) -> str | None:
     x, y, width, height = bbox
     if width <= 0 or height <= 0:
         return "width and height must be > 0"
@@ -299,7 +331,7 @@ def _box_problem(bbox: list[float], image: ImageRecord) -> str | None:
     return None
 
 
-def _table(rows: list[_Row], images: dict[int, ImageRecord]) -> AnnotationTable:
+def _table(rows: list[_Row], images: Mapping[int, ImageRecord]) -> AnnotationTable:
     order = {image_id: position for position, image_id in enumerate(images)}
     rows.sort(key=lambda row: order[row.image_id])
     spans: dict[int, tuple[int, int]] = {}

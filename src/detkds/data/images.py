@@ -30,9 +30,15 @@ def read_image(path: Path, *, image_id: int, width: int, height: int) -> Tensor:
     if array.shape[:2] != (height, width):
         raise DataError(
             f"{where}: annotations expect {width}x{height} pixels, the file has {array.shape[1]}x{array.shape[0]}; "
-            "annotate the stored pixels (EXIF orientation is ignored) or mend width and height"
+            "annotate the stored pixels (EXIF orientation is ignored) or fix width and height"
         )
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Width and height of the stored pixels, from the file's head alone."""
+    with Image.open(path) as image:
+        return image.size
 
 
 def _rgb_array(image: Image.Image) -> np.ndarray:

@@ -23,7 +23,7 @@ def rasterize(segmentation: Any, height: int, width: int, *, where: str = "segme
     """
     fault = segmentation_fault(segmentation, height, width)
     if fault is not None:
-        raise DataError(f"{where}: masks were asked for, but {fault}; mend or remove it")
+        raise DataError(f"{where}: masks were asked for, but {fault}; fix or remove it")
     try:
         runs = segmentation
         if isinstance(segmentation, list):
@@ -32,7 +32,7 @@ def rasterize(segmentation: Any, height: int, width: int, *, where: str = "segme
             runs = coco_mask.frPyObjects(segmentation, height, width)
         return coco_mask.decode(cast(Any, runs)).astype(bool)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: the segmentation cannot be drawn ({error}); mend or remove it") from error
+        raise DataError(f"{where}: the segmentation cannot be drawn ({error}); fix or remove it") from error
 
 
 def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from detkds.config import RunConfig
 from detkds.data.coco import CocoDataset, load_coco
 from detkds.data.digits import make_digits
+from detkds.data.sources import load_split
 from detkds.data.subset import proxy_subset, split_validation
 from detkds.errors import ConfigError, DataError, Faults, UserError
 
@@ -30,19 +31,15 @@ def load_data(config: RunConfig) -> tuple[CocoDataset, CocoDataset]:
         )
         return load_coco(*paths[0]), load_coco(*paths[1])
     sets: list[CocoDataset] = []
-    for name, split in (("train", data.train), ("test", data.test)):
-        if split is None:
-            faults.add(f"data.{name}: expected annotations and images, got nothing (or set data.embedded: digits)")
+    for role, split in (("train", data.train), ("test", data.test)):
+        if not split:
+            faults.add(f"data.{role}: expected annotations and images, got nothing (or set data.embedded: digits)")
             continue
         try:
-            sets.append(load_coco(split.annotations, split.images))
+            known = sets[0].class_names if sets else None
+            sets.append(load_split(split, role, degenerate=data.degenerate, class_names=known))
         except UserError as error:
             faults.add(error)
-    if len(sets) == 2 and sets[0].class_names != sets[1].class_names:
-        faults.add(
-            f"data.test: expected the classes of data.train ({', '.join(sets[0].class_names)}), "
-            f"got {', '.join(sets[1].class_names)}"
-        )
     faults.raise_as(ConfigError)
     return sets[0], sets[1]
 

@@ -24,7 +24,7 @@ from detkds.structures import (
 from detkds.testing.pieces import SHAPES, check_arguments_are_named, check_spelling
 
 _STRIDES = {"p3": 8.0, "p4": 16.0}
-_REGIONS = ("main", "background", "vlr")
+_REGIONS = ("main", "background", "vlr", "centerness")
 _LAYOUT = Layout("dense", "sigmoid", num_classes=3, anchors=2, regression="sides", anchor_key="points", bins="0 to 4")
 
 

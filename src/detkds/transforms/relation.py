@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from detkds.arguments import piece
+from detkds.arguments import Count, piece
 from detkds.precision import full_precision
 from detkds.protocols import Stage, Transform
 from detkds.registry import TRANSFORMS
@@ -43,6 +46,51 @@ class Gram(Transform):
         rows = feature.flatten(2) if self.axis == "C" else feature.flatten(1)
         products = (rows @ rows.transpose(-1, -2)).flatten(0, -2)
         return products / torch.linalg.vector_norm(products, dim=-1, keepdim=True).clamp_min(_NORM_EPS)
+
+
+@TRANSFORMS.register("affinity")
+@piece
+class Affinity(Transform):
+    """Cosines between all positions of an image, one row for each position.
+
+    Channels may differ in meaning, and would in number. A row counts by its position's weight; positions of weight 0
+    are strangers to all others, by a cosine of 0.
+
+    Args:
+        positions: the most that a map may have. A larger one is averaged first, over the smallest squares of cells that
+            leave no more.
+
+    Shapes:     (N, C, H, W) -> (N H W, H W)
+    Degenerate: a position of zeros has cosines of 0.
+    Source:     the local loss of LightlyTrain's third distillation (2026), followed by ``kl``.
+    """
+
+    stage: ClassVar[Stage] = "response"
+    kinds: ClassVar[Mapping[Kind, Kind]] = {"feature": "logits"}
+
+    positions: Count = 1024
+
+    def __call__(self, pair: Pair) -> Pair:
+        pair = pair.map(full_precision)
+        weight = pair.weight
+        if weight is not None:
+            weight = weight.amax(1, keepdim=True).expand(len(pair.student), -1, *pair.student.shape[2:])
+            counted = weight > 0
+            pair = pair.map(lambda tensor: tensor * counted)
+        side = next(n for n in itertools.count(1) if self._fits(pair.student.shape[2:], n))
+        if side > 1:
+            pair = pair.map(lambda tensor: avg_pool2d(tensor, side, ceil_mode=True))
+            weight = None if weight is None else avg_pool2d(weight, side, ceil_mode=True)
+        return pair.map(_cosines, kind=self.kinds[pair.kind], weight=None if weight is None else weight.reshape(-1, 1))
+
+    def _fits(self, size: torch.Size, side: int) -> bool:
+        return math.prod(-(-length // side) for length in size) <= self.positions
+
+
+def _cosines(feature: Tensor) -> Tensor:
+    columns = feature.flatten(2)
+    columns = columns / torch.linalg.vector_norm(columns, dim=1, keepdim=True).clamp_min(_NORM_EPS)
+    return (columns.transpose(1, 2) @ columns).flatten(0, 1)
 
 
 @TRANSFORMS.register("pairwise")
