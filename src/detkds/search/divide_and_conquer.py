@@ -39,11 +39,12 @@ JOINT = "joint"
 class Event:
     """What a search reports while it runs.
 
-    ``round``: candidates are about to be measured. ``trial``: one was measured. ``study``: a study has stopped, with
-    its best record. ``left_out``: a kind of knowledge found nothing, with the reason in ``message``.
+    ``stored``: a trial was measured before. ``round``: candidates are about to be measured. ``trial``: one was
+    measured. ``study``: a study has stopped, with its best record. ``left_out``: a kind of knowledge found nothing,
+    with the reason in ``message``.
     """
 
-    kind: Literal["round", "trial", "study", "left_out"]
+    kind: Literal["stored", "round", "trial", "study", "left_out"]
     study: str = ""
     record: Record | None = None
     candidates: tuple[Candidate, ...] = ()
@@ -148,6 +149,9 @@ def run_side_by_side(studies: Sequence[SearchStudy], evaluator: Evaluator, tell:
 
     The studies that are furthest behind go first, so that after a kill in the middle of a round they fall in step.
     """
+    for study in studies:
+        for record in study.records:
+            tell(Event("stored", study.name, record))
     while open_studies := [study for study in studies if not study.stopped]:
         behind = min(study.wave for study in open_studies)
         gathered = [(study, study.gather()) for study in open_studies if study.wave == behind]
