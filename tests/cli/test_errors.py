@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[Change, list[str]]] = {
     ),
     "other classes": (
         annotations(lambda content: content["categories"][0].update(name="nought")),
-        ["data.test: expected the classes of data.train", "nought"],
+        ["val.json: expected the classes nought, one, got zero besides"],
     ),
     "name leaves the folder": (lambda run, data: run.update(name="../out"), ["name: expected the name of a folder"]),
     "many": (
