@@ -18,6 +18,7 @@ from detkds.cli import app
 from detkds.policy import list_policies
 from detkds.report.agreement import agreement_line
 from detkds.search.space import load_spaces
+from detkds.tasks.store import slug
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 COMMANDS = {
@@ -108,7 +109,7 @@ def test_policies_are_listed_and_shown(invoke: Any, tmp_path: Path) -> None:
     assert any(line and line[0] == "pkd" and line[-1] == "exact" for line in lines)
     shown = answered(invoke("policies", "show", "pkd", "--json"))
     assert shown["terms"][0]["distance"] == "l2"
-    assert shown["key"] == "global: norm_batch | l2 x 5"
+    assert shown["key"] == "global: norm_batch(unbiased=true) | l2 x 5"
     path = tmp_path / "mine.yaml"
     path.write_text("terms: [{knowledge: global, transforms: [], distance: l1, weight: 2}]")
     text = invoke("policies", "show", path).stdout
@@ -226,15 +227,16 @@ def test_train_evaluate_and_distill_agree(config_file: Path, invoke: Any, tmp_pa
     assert set(steps[0]["losses"]) == {"task/classification", "task/bbox_regression"}
 
     teacher = answered(invoke("train", config_file, "--which", "teacher", "--json"))
+    name = slug("detkds/one-stage")
     distilled = answered(invoke("distill", config_file, "--policy", "detkds/one-stage", "--json"))
-    assert distilled["weights"].endswith("distill/detkds-one-stage-seed0.safetensors")
+    assert distilled["weights"].endswith(f"distill/{name}-seed0.safetensors")
     losses = json.loads(Path(distilled["steps"]).read_text().splitlines()[0])["losses"]
     assert {"global/l1", "fgbg/l2", "logits/pearson", "localization/ciou"} <= set(losses)
     assert (tmp_path / "runs/tiny/teacher.safetensors").read_bytes() == Path(teacher["weights"]).read_bytes()
     table = invoke("distill", config_file, "--policy", "detkds/one-stage")
     assert table.exit_code == 0
     assert "AP of each class" in table.stdout
-    assert "distill/detkds-one-stage-seed0.safetensors" in table.stdout
+    assert f"distill/{name}-seed0.safetensors" in table.stdout
 
 
 def test_evaluating_weights_of_another_detector_is_a_users_mistake(config_file: Path, invoke: Any) -> None:

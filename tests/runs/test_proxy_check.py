@@ -93,7 +93,7 @@ def test_a_check_is_kept_and_more_policies_and_seeds_add_to_it(
 
     assert run_proxy_check(config, 3, 1, heard) == first
     assert trainings == once
-    assert heard.done[3:] == pytest.approx([0, 3, 3])  # nothing is left to do
+    assert heard.done[3:] == pytest.approx([1, 3, 3])  # nothing is left to do, and all is counted
 
     more = run_proxy_check(config, 4, 2, heard)
     assert [training for training in trainings[len(once) :] if training[1] == 0] == [("logits/1", 0)]

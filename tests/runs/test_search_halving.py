@@ -81,4 +81,7 @@ def test_a_search_with_halving_resumes_and_counts_what_it_saved(
     assert story(run("broken", heard)[1]) == story(outcome)
 
     trainings.clear()
-    assert story(run("whole", heard)[1]) == story(outcome) and not trainings
+    again = type(heard)()
+    assert story(run("whole", again)[1]) == story(outcome) and not trainings
+    assert again.done == [9], "what was measured before is counted"
+    assert again.events[-1].best == max(record.ap for record in outcome.records if record.state is State.COMPLETE)

@@ -66,11 +66,11 @@ def run(policy: Policy, rank: int, world: int) -> dict[str, torch.Tensor]:
         device=torch.device("cpu"),
         distributed=world > 1,
     )
-    losses: dict[str, torch.Tensor] = {}
+    kept: dict[str, torch.Tensor] = {}
 
     class Observer(TrainingObserver):
-        def step(self, student: StudentTrainer, own: dict[str, torch.Tensor]) -> None:
-            losses.update({f"loss {student.steps} {name}": value for name, value in own.items()})
+        def step(self, student: StudentTrainer, losses: dict[str, torch.Tensor]) -> None:
+            kept.update({f"loss {student.steps} {name}": value for name, value in losses.items()})
 
     images = 4 // world
     parts = [batches(step, rank * images, images) for step in range(STEPS)]
@@ -86,7 +86,7 @@ def run(policy: Policy, rank: int, world: int) -> dict[str, torch.Tensor]:
         **trainer.model.student.state_dict(),
         **trainer.model.distiller.adapters.state_dict(prefix="adapters."),
         **trainer.model.distiller.learned.state_dict(prefix="learned."),
-        **losses,
+        **kept,
     }
 
 

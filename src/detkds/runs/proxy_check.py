@@ -21,6 +21,7 @@ from detkds.runs.candidates import ProxyEvaluator
 from detkds.runs.confirmation import at_full_budget
 from detkds.runs.datasets import describe_data
 from detkds.runs.plan import Plan, make_plan
+from detkds.runs.search import tell_stored
 from detkds.runs.session import Session, open_session
 from detkds.search.divide_and_conquer import Event, make_sampler, run_side_by_side, study_seed
 from detkds.search.result import SearchError, State, Trial
@@ -81,6 +82,8 @@ def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list
     def on_event(event: Event) -> None:
         if event.kind == "round":
             evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
+        elif event.kind == "stored" and event.record is not None:
+            tell_stored(session.progress, event.record)
 
     run_side_by_side(studies, evaluator, on_event)
     return [record for study in studies for record in study.trials if not record.duplicate_of]

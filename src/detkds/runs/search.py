@@ -21,6 +21,7 @@ from detkds.runs.summary import summarize, write_summary
 from detkds.runs.teacher_outputs import describe
 from detkds.runs.verdict import SEARCHED, Row
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
+from detkds.search.result import Record
 from detkds.tasks.scheduler import Scheduler
 
 
@@ -75,6 +76,8 @@ def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
         record = event.trial
         if event.kind == "round":
             evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
+        elif event.kind == "stored" and record is not None:
+            tell_stored(progress, record)
         elif event.kind == "study" and record is not None:
             progress.note(f"best of {event.study}: AP {record.ap:.1f}  {record.best_policy}")
         elif event.message:
@@ -94,6 +97,12 @@ def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
         population=config.proxy.population,
         finalists=config.final.top,
     )
+
+
+def tell_stored(progress: Progress, record: Record) -> None:
+    """Count a trial that an earlier process measured."""
+    if record.counts:
+        progress.finished(record.place, record.place, record.ap, str(record.best_policy), stored=True)
 
 
 def ship(session: Session, scheduler: Scheduler, rows: Sequence[Row], chosen: Sequence[Policy]) -> None:

@@ -41,11 +41,11 @@ JOINT = "joint"
 class Event:
     """What a search reports while it runs.
 
-    ``round``: candidates are about to be measured. ``trial``: one was measured. ``study``: a study has stopped, with
-    its best trial. ``left_out``: nothing of a kind of knowledge was completed, with the reason in ``message``.
+    ``stored``: a trial was measured before. ``round``: candidates are about to be measured. ``trial``: one was
+    measured. ``study``: a study has stopped, with its best trial. ``left_out``: nothing of a kind of knowledge was completed, with the reason in ``message``.
     """
 
-    kind: Literal["round", "trial", "study", "left_out"]
+    kind: Literal["stored", "round", "trial", "study", "left_out"]
     study: str = ""
     trial: Trial | None = None
     candidates: tuple[Trial, ...] = ()
@@ -160,6 +160,9 @@ def run_side_by_side(studies: Sequence[SearchStudy], evaluator: Evaluator, tell:
 
     The studies that are furthest behind go first, so that after a kill in the middle of a round they fall in step.
     """
+    for study in studies:
+        for trial in study.trials:
+            tell(Event("stored", study.name, trial))
     while open_studies := [study for study in studies if not study.stopped]:
         behind = min(study.wave for study in open_studies)
         asked = [(study, study.ask()) for study in open_studies if study.wave == behind]
