@@ -127,7 +127,6 @@ def test_pieces_are_listed_with_what_they_are(invoke: Any) -> None:
         "schedules",
         "detectors",
         "samplers",
-        "evaluators",
     }
     assert set(found["knowledge"]) >= {"global", "fgbg", "instance", "logits", "localization"}
     assert all(summary for family in found.values() for summary in family.values())

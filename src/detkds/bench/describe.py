@@ -45,11 +45,11 @@ def _origin(table: MeasuredTable) -> str:
 def _overview(table: MeasuredTable) -> str:
     rows = []
     for name in table.spaces:
-        found = table.measurements(name)
-        states = Counter(one.state.value for one in found if one.seed == table.seed)
-        again = sum(one.seed != table.seed for one in found)
+        trainings = table.measurements(name)
+        states = Counter(training.state.value for training in trainings if training.seed == table.seed)
+        again = sum(training.seed != table.seed for training in trainings)
         choices = sum(1 for _ in points(table.space(name)))
-        hours = sum(one.seconds for one in found) / 3600
+        hours = sum(training.seconds for training in trainings) / 3600
         counts = (states[state] for state in ("complete", "filtered", "failed"))
         rows.append([name, choices, sum(states.values()), *counts, again, f"{hours:.2f}"])
     head = ["knowledge", "choices", "distinct losses", "complete", "filtered", "failed", "other seeds", "hours"]
@@ -89,8 +89,8 @@ def _effects(table: MeasuredTable, knowledge: str) -> str:
 def _completed(table: MeasuredTable, knowledge: str) -> list[Any]:
     """One choice of every distinct loss that was completed."""
     space, done = table.space(knowledge), table.aps(knowledge)
-    found = {space.key(params): params for params in points(space)}
-    return [params for key, params in found.items() if key in done]
+    choices = {space.key(params): params for params in points(space)}
+    return [params for key, params in choices.items() if key in done]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -93,12 +93,16 @@ class MeasuredTable:
 
     def __init__(self, file: TableFile) -> None:
         self.header, self.rungs, self.spaces = file.header, file.rungs, file.spaces
-        self.seed = min((one.seed for one in file.measurements), default=0)
+        self.seed = min((training.seed for training in file.measurements), default=0)
         self._by_key: dict[str, dict[str, dict[int, Measurement]]] = {name: {} for name in self.spaces}
-        for one in file.measurements:
-            seeds = self._by_key[one.knowledge].setdefault(self.spaces[one.knowledge].key(one.params), {})
-            seeds.setdefault(one.seed, one)  # twins that were trained both, by rules of another version: the first
-        self._kind = {key: name for name, found in self._by_key.items() for key in found}
+        for training in file.measurements:
+            seeds = self._by_key[training.knowledge].setdefault(
+                self.spaces[training.knowledge].key(training.params), {}
+            )
+            seeds.setdefault(
+                training.seed, training
+            )  # duplicates that were trained both, by rules of another version: the first
+        self._kind = {key: name for name, by_seed in self._by_key.items() for key in by_seed}
         self._truth = {name: self._final_aps(name) for name in self.spaces}
 
     @classmethod
@@ -116,8 +120,8 @@ class MeasuredTable:
 
     def space(self, knowledge: str) -> MeasuredSpace:
         """What can be searched: everything measured with the search's seed, refused and failed candidates too."""
-        found = self._by_key[knowledge]
-        return MeasuredSpace(self.spaces[knowledge], frozenset(key for key in found if self.seed in found[key]))
+        keys = (key for key, seeds in self._by_key[knowledge].items() if self.seed in seeds)
+        return MeasuredSpace(self.spaces[knowledge], frozenset(keys))
 
     def results(self, knowledge: str, rungs: Sequence[int] = ()) -> dict[str, Result]:
         """What a search is told of every policy, by canonical key: as measured with its seed, with AP at some rungs.
@@ -127,8 +131,8 @@ class MeasuredTable:
         """
         if not set(rungs) <= set(self.rungs[:-1]):
             raise ConfigError(f"rungs: expected epochs out of {list(self.rungs[:-1])}, got {list(rungs)}")
-        found = self._by_key[knowledge]
-        return {key: self._result(seeds[self.seed], rungs) for key, seeds in found.items() if self.seed in seeds}
+        by_key = self._by_key[knowledge]
+        return {key: self._result(seeds[self.seed], rungs) for key, seeds in by_key.items() if self.seed in seeds}
 
     def evaluator(self, knowledge: str, halving: HalvingConfig | None = None) -> TableEvaluator:
         """Looks candidates up, and stops losing ones early where ``halving`` says when.
@@ -167,8 +171,8 @@ class MeasuredTable:
         Raises:
             ConfigError: the policy was not measured, or not completed.
         """
-        found = self.ap(policy)
-        return max(self._truth[self._kind[policy.key]].values()) - found
+        ap = self.ap(policy)
+        return max(self._truth[self._kind[policy.key]].values()) - ap
 
     @cached_property
     def noise(self) -> float:
@@ -177,12 +181,12 @@ class MeasuredTable:
         nan where fewer than two policies were measured with several seeds.
         """
         differences: defaultdict[int, list[float]] = defaultdict(list)
-        for found in self._by_key.values():
-            for seeds in found.values():
+        for by_key in self._by_key.values():
+            for seeds in by_key.values():
                 own = seeds.get(self.seed)
-                for seed, one in seeds.items():
-                    if own is not None and seed != self.seed and own.state is one.state is State.COMPLETE:
-                        differences[seed].append(one.ap[-1] - own.ap[-1])
+                for seed, training in seeds.items():
+                    if own is not None and seed != self.seed and own.state is training.state is State.COMPLETE:
+                        differences[seed].append(training.ap[-1] - own.ap[-1])
         squares = sum(float(np.sum((np.array(values) - np.mean(values)) ** 2)) for values in differences.values())
         freedom = sum(len(values) - 1 for values in differences.values())
         # A difference has the noise of two trainings.
@@ -194,7 +198,7 @@ class MeasuredTable:
 
     def measurements(self, knowledge: str) -> list[Measurement]:
         """All trainings of distinct losses of one kind of knowledge."""
-        return [one for seeds in self._by_key[knowledge].values() for one in seeds.values()]
+        return [training for seeds in self._by_key[knowledge].values() for training in seeds.values()]
 
     def rank_correlation(self, knowledge: str) -> dict[tuple[int, int], float]:
         """Kendall's tau between AP at each two rungs (in epochs) of the same trainings."""
@@ -217,24 +221,29 @@ class MeasuredTable:
             effects[gene] = Effect(means, float(between / max(np.sum((values - values.mean()) ** 2), 1e-12)))
         return effects
 
-    def _result(self, one: Measurement, rungs: Sequence[int]) -> Result:
-        if one.state is not State.COMPLETE:
-            return Result(one.state, reason=one.reason, trained=one.state is State.FAILED, seconds=one.seconds)
-        metrics, epochs = {"AP50": one.ap50[-1]}, float(self.rungs[-1])
-        reached = tuple(one.ap[self.rungs.index(rung)] for rung in rungs)
-        return Result(State.COMPLETE, one.ap[-1], metrics, seconds=one.seconds, rungs=reached, epochs=epochs)
+    def _result(self, training: Measurement, rungs: Sequence[int]) -> Result:
+        if training.state is not State.COMPLETE:
+            return Result(
+                training.state, reason=training.reason, trained=training.state is State.FAILED, seconds=training.seconds
+            )
+        metrics, epochs = {"AP50": training.ap50[-1]}, float(self.rungs[-1])
+        reached = tuple(training.ap[self.rungs.index(rung)] for rung in rungs)
+        return Result(State.COMPLETE, training.ap[-1], metrics, seconds=training.seconds, rungs=reached, epochs=epochs)
 
     def _policy(self, key: str) -> Policy:
-        one = next(iter(self._by_key[self._kind[key]][key].values()))
-        return self.spaces[one.knowledge].policy(one.params)
+        training = next(iter(self._by_key[self._kind[key]][key].values()))
+        return self.spaces[training.knowledge].policy(training.params)
 
     def _final_aps(self, knowledge: str) -> dict[str, float]:
         """AP at the last rung with the search's seed, by key, of what was completed."""
-        seeds = {key: found.get(self.seed) for key, found in self._by_key[knowledge].items()}
-        return {key: one.ap[-1] for key, one in seeds.items() if one is not None and one.state is State.COMPLETE}
+        seeds = {key: by_seed.get(self.seed) for key, by_seed in self._by_key[knowledge].items()}
+        return {
+            key: training.ap[-1]
+            for key, training in seeds.items()
+            if training is not None and training.state is State.COMPLETE
+        }
 
 
 def kendall(first: Any, second: Any) -> float:
     """Kendall's tau-b of two lists of numbers; nan where one of them is constant or shorter than 2."""
-    found: Any = stats.kendalltau(first, second) if len(first) > 1 else None
-    return math.nan if found is None else float(found.statistic)
+    return float(stats.kendalltau(first, second).statistic) if len(first) > 1 else math.nan  # type: ignore[attr-defined]

@@ -102,7 +102,7 @@ def read_table(path: str | Path) -> TableFile:
     faults.raise_as(DataError)
     assert isinstance(rungs, list)
     measurements, seen = [], set()
-    found = Faults()
+    all_faults = Faults()
     for number, line in enumerate(rest, start=2):
         faults = Faults(f"{path}:{number}")
         measurement = _measurement(_object(line, faults), spaces, len(rungs), faults)
@@ -112,8 +112,8 @@ def read_table(path: str | Path) -> TableFile:
                 faults.add("the same choice and seed stand in an earlier line")
             seen.add(name)
             measurements.append(measurement)
-        found.lines += faults.lines
-    found.raise_as(DataError)
+        all_faults.lines += faults.lines
+    all_faults.raise_as(DataError)
     return TableFile(header, tuple(rungs), spaces, tuple(measurements))
 
 
@@ -222,5 +222,7 @@ def _are_options(value: Any) -> bool:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    numbers = isinstance(value, Sequence) and all(type(one) in (int, float) and math.isfinite(one) for one in value)
+    numbers = isinstance(value, Sequence) and all(
+        type(number) in (int, float) and math.isfinite(number) for number in value
+    )
     return numbers and len(value) == count

@@ -98,6 +98,7 @@ class Space:
     genes: Mapping[str, tuple[Option, ...]]
     weighting: Weighting = "absolute"
     _pieces: dict[tuple[str, Option], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _terms: dict[tuple[Option, ...], Term] = field(default_factory=dict, init=False, repr=False, compare=False)
     _canonical: dict[tuple[Option, ...], Term] = field(default_factory=dict, init=False, repr=False, compare=False)
     _keys: dict[tuple[Option, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _illegal: set[tuple[Option, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
@@ -112,7 +113,13 @@ class Space:
         return hash((self.knowledge, tuple(self.genes.items()), self.weighting))
 
     def term(self, params: Params) -> Term:
-        """The term of one choice; its transforms in the order of :data:`STAGES`."""
+        """The term of one choice, its transforms in the order of :data:`STAGES`; remembered."""
+        choice = tuple(params[name] for name in self.genes)
+        if choice not in self._terms:
+            self._terms[choice] = self._build_term(params)
+        return self._terms[choice]
+
+    def _build_term(self, params: Params) -> Term:
         transforms = [self._pieces[stage, params[stage]] for stage in STAGES if params.get(stage, "none") != "none"]
         distance = self._pieces["distance", params["distance"]]
         knowledge = self._pieces["knowledge", params.get("knowledge", self.knowledge)]

@@ -9,7 +9,7 @@ import pytest
 from detkds.config import SearchConfig
 from detkds.policy import Policy
 from detkds.search.result import State, Trial
-from detkds.search.samplers.population import cross, mutate, neighbours, parent_pool, replay, stratified
+from detkds.search.samplers.population import cross, mutate, neighbors, parent_pool, replay, stratified
 
 
 def trial(number, ap, role="mutant", iteration=0, state=State.COMPLETE, duplicate_of=""):
@@ -153,10 +153,10 @@ def test_crossover_takes_every_gene_from_one_of_the_parents(grid):
     assert {child[name] for child in taken for name in child} == {"o1", "o2"}
 
 
-def test_neighbours_are_all_choices_one_gene_away(grid):
+def test_neighbors_are_all_choices_one_gene_away(grid):
     space = grid(4, 5, 7)
     here = {"g0": "o0", "g1": "o0", "g2": "o0"}
-    found = list(neighbours(here, space))
+    found = list(neighbors(here, space))
     assert len(found) == 3 + 4 + 6 == len({space.key(child) for child in found})
     assert all(sum(child[name] != here[name] for name in here) == 1 for child in found)
 

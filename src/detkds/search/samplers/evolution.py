@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from detkds.config import SearchConfig
-from detkds.errors import ConfigError
+from detkds.errors import ConfigError, Faults
 from detkds.registry import SAMPLERS
 from detkds.search.result import Trial
 from detkds.search.samplers.base import REDRAWS, Proposal, SearchSampler
@@ -15,7 +15,7 @@ from detkds.search.samplers.population import (
     Population,
     cross,
     mutate,
-    neighbours,
+    neighbors,
     parent_pool,
     replay,
     stratified,
@@ -36,13 +36,13 @@ class Evolution(SearchSampler):
 
     The initial population is the given choices and a stratified sample. An iteration takes ceil(r P) members, one of
     the k best of them as parent, and proposes a mutant (and, if asked for, a random newcomer that competes with it).
-    A choice that was already made is never proposed again: after 20 redraws the untried neighbours of the parent,
+    A choice that was already made is never proposed again: after 20 redraws the untried neighbors of the parent,
     then of the other good members, are listed.
 
     Of ``screen`` children the one is proposed of which the trials so far promise most: the AP expected of it and four
     of its standard deviations, see :class:`~detkds.search.samplers.surrogate.Surrogate`. Half of the children are
     mutants; the others are drawn from the whole space, so that a search can leave its population. ``screen=1`` is the
-    paper's algorithm: one mutant.
+    paper's algorithm: one mutant. With probability ``crossover`` a mutant has two parents.
 
     Source: DetKDS (ICML 2024), Algorithm 1. The mutation operator, ties and the initial sample are not given there.
     """
@@ -57,8 +57,12 @@ class Evolution(SearchSampler):
         screen: int = 64,
         crossover: float = 0.0,
     ) -> None:
+        faults = Faults("evolution")
         if isinstance(screen, bool) or not isinstance(screen, int) or screen < 1:
-            raise ConfigError(f"evolution: screen: expected a whole number >= 1, got {screen!r}")
+            faults.add(f"screen: expected a whole number >= 1, got {screen!r}")
+        if isinstance(crossover, bool) or not isinstance(crossover, int | float) or not 0 <= crossover <= 1:
+            faults.add(f"crossover: expected a probability, got {crossover!r}")
+        faults.raise_as(ConfigError)
         super().__init__(space, seed, config, initial)
         self.screen = screen
         self.crossover = crossover
@@ -105,7 +109,7 @@ class Evolution(SearchSampler):
                 if self._is_new(child, population):
                     return Proposal(child, "mutant", iteration, tuple(parent.number for parent in parents))
         for parent in population.members:
-            untried = [child for child in neighbours(parent.params, self.space) if self._is_new(child, population)]
+            untried = [child for child in neighbors(parent.params, self.space) if self._is_new(child, population)]
             if untried:
                 return Proposal(untried[int(rng.integers(len(untried)))], "mutant", iteration, (parent.number,))
         params = self.unseen(population.seen, rng)

@@ -61,7 +61,7 @@ class ShrinkingEvolution(SearchSampler):
     is continued with another budget shrinks at other trials from there on.
 
     Source: KD-Zero (Li et al., NeurIPS 2023) describes crossover, mutation and shrinkage; its numbers and its second
-    objective, the sharpness of the loss landscape, are not public, so AP alone decides and the numbers are ours.
+    objective, the sharpness of the loss landscape, are not public, so AP alone decides and the numbers are our own.
 
     Args:
         crossover: probability of crossing two parents before mutation.

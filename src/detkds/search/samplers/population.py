@@ -88,7 +88,8 @@ def replay(history: Iterable[Trial], config: SearchConfig, initial: int = 0) -> 
         population.members.append(trial)
         if initials >= population.slots:
             while len(population.members) > population.size:
-                population.members.remove(min(population.members, key=_standing))
+                worst = min(population.members, key=_standing)
+                population.members = [member for member in population.members if member is not worst]
     return population
 
 
@@ -126,7 +127,7 @@ def cross(first: Params, second: Params, space: SearchSpace, rng: np.random.Gene
     return {name: (first if rng.random() < 0.5 else second)[name] for name in space.genes}
 
 
-def neighbours(params: Params, space: SearchSpace) -> Iterator[dict[str, Option]]:
+def neighbors(params: Params, space: SearchSpace) -> Iterator[dict[str, Option]]:
     """Every choice that differs in exactly one gene."""
     for name, options in space.genes.items():
         for option in options:
