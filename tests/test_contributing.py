@@ -98,7 +98,7 @@ def test_the_pieces_conform() -> None:
 def test_the_sampler_measures_given_choices_first() -> None:
     space = Space("global", {"distance": ("l1", "l2"), "weight": (1.0, 2.0)})
     given = {"distance": "l2", "weight": 1.0}
-    proposal = SAMPLERS["climb"](space, 0, SearchSettings(), [given]).propose([], 0, np.random.default_rng(0))
+    proposal = SAMPLERS["climb"](space, 0, SearchConfig(), [given]).propose([], 0, np.random.default_rng(0))
     assert (proposal.params, proposal.role) == (given, "init")
 
 

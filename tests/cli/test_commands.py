@@ -35,7 +35,6 @@ COMMANDS = {
     "compare",
     "policies",
     "list",
-    "status",
 }
 
 

@@ -50,6 +50,8 @@ class Features(Detector):
     Options are those of :class:`FeaturesOptions`.
     """
 
+    network: nn.Module
+
     @with_options_of(FeaturesOptions)
     def __init__(self, class_names: Sequence[str], backbone: str, **options: Any) -> None:
         given = FeaturesOptions.checked("features", class_names=class_names, backbone=backbone, **options)
@@ -57,7 +59,7 @@ class Features(Detector):
         body = build_backbone(given.backbone, strides, weights=given.backbone_weights, options=given.backbone_options)
         super().__init__(given.class_names, given.mean or body.mean, given.std or body.std)
         self.backbone = backbone
-        self.network: nn.Module = body.network.requires_grad_(False).eval()
+        self.network = body.network.requires_grad_(False).eval()
         self.channels_last = body.channels_last
         self.positions = {f"s{stride}": body.positions[stride] for stride in strides}
         specs = {f"s{stride}": FeatureSpec(body.channels[stride], stride) for stride in strides}

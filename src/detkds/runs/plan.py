@@ -38,6 +38,9 @@ from detkds.training.setup import TrainingSetup
 from detkds.training.student import seeded
 from detkds.version import __version__
 
+FEATURES = "features"
+"""The detector that is a body alone: it has its own weights, and predicts nothing."""
+
 TEACHING, SEARCH, CONFIRMATION, COMPARISON = "teacher", "search", "confirmation", "comparison"
 """The stages of a run, and the names of what their trainings share."""
 
@@ -254,7 +257,7 @@ def make_plan(config: RunConfig) -> Plan:
         proxy_data=parts[0],
         validation_data=parts[1],
         teacher=teacher.to(device),
-        teacher_ready=config.self_taught or config.teacher.weights is not None,
+        teacher_ready=config.self_taught or config.teacher.weights is not None or teacher.info.layout.kind == "none",
         spaces=offered,
         refused=refused,
         policies=policies,
@@ -318,7 +321,7 @@ def check_roles(config: RunConfig) -> None:
             faults.add(f"teacher: the detector 'self' is the student's average and takes no {', '.join(given)}")
         if config.train.ema is None:
             faults.add("train.ema: a student that teaches itself needs the decay of its moving average, such as 0.99")
-    elif config.teacher.weights is None and config.teacher.train is None:
+    elif config.teacher.weights is None and config.teacher.train is None and config.teacher.detector != FEATURES:
         faults.add("teacher: expected weights (a file or URL), or train: how to train it first; got neither")
     if config.teacher.weights is None and config.teacher.classes is not None:
         faults.add("teacher: classes: a teacher that is trained first learns the classes of the data; leave it out")

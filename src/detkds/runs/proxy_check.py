@@ -82,8 +82,8 @@ def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list
     def on_event(event: Event) -> None:
         if event.kind == "round":
             evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
-        elif event.kind == "stored" and event.record is not None:
-            tell_stored(session.progress, event.record)
+        elif event.kind == "stored" and event.trial is not None:
+            tell_stored(session.progress, event.trial)
 
     run_side_by_side(studies, evaluator, on_event)
     return [record for study in studies for record in study.trials if not record.duplicate_of]

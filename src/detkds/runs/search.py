@@ -21,7 +21,7 @@ from detkds.runs.summary import summarize, write_summary
 from detkds.runs.teacher_outputs import describe
 from detkds.runs.verdict import SEARCHED, Row
 from detkds.search.divide_and_conquer import Event, SearchOutcome, search
-from detkds.search.result import Record
+from detkds.search.result import Trial
 from detkds.tasks.scheduler import Scheduler
 
 
@@ -99,10 +99,10 @@ def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
     )
 
 
-def tell_stored(progress: Progress, record: Record) -> None:
+def tell_stored(progress: Progress, trial: Trial) -> None:
     """Count a trial that an earlier process measured."""
-    if record.counts:
-        progress.finished(record.place, record.place, record.ap, str(record.best_policy), stored=True)
+    if trial.counts:
+        progress.finished(trial.place, trial.place, trial.ap, str(trial.best_policy), stored=True)
 
 
 def ship(session: Session, scheduler: Scheduler, rows: Sequence[Row], chosen: Sequence[Policy]) -> None:

@@ -65,6 +65,9 @@ class Session:
         if plan.config.self_taught:
             self.progress.note("teacher: the moving average of each student's own weights")
             return {}
+        if plan.teacher.info.layout.kind == "none":
+            self.progress.note("teacher: feature maps alone, there is nothing to measure")
+            return {}
         with self.clocked("teacher"):
             result = self._measured_teacher() if plan.teacher_ready else self._trained_teacher(observer)
         kind = {"mask": "mask AP", "box": "box AP"}[result.metrics.get("kind", "box")]

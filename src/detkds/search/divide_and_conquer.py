@@ -42,7 +42,8 @@ class Event:
     """What a search reports while it runs.
 
     ``stored``: a trial was measured before. ``round``: candidates are about to be measured. ``trial``: one was
-    measured. ``study``: a study has stopped, with its best trial. ``left_out``: nothing of a kind of knowledge was completed, with the reason in ``message``.
+    measured. ``study``: a study has stopped, with its best trial. ``left_out``: nothing of a kind of knowledge was
+    completed, with the reason in ``message``.
     """
 
     kind: Literal["stored", "round", "trial", "study", "left_out"]
