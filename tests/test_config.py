@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from detkds.config import RunConfig, Section, changes, effect_of
+from detkds.config import RunConfig, Section
+from detkds.config_changes import changes, effect_of
 from detkds.config_file import apply_overrides, load_config, parse_config
 from detkds.errors import ConfigError
 

@@ -25,7 +25,8 @@ PACKAGE = SOURCE / "detkds"
 FLOORS = {
     **dict.fromkeys(("registry", "errors", "arguments", "yaml_reader", "files", "precision", "version"), 0),
     **dict.fromkeys(("progress", "progress_sinks", "statistics"), 0),
-    **dict.fromkeys(("structures", "protocols", "term_schema", "policy", "canonical", "config", "config_file"), 1),
+    **dict.fromkeys(("structures", "protocols", "term_schema", "policy", "canonical", "config"), 1),
+    **dict.fromkeys(("config_file", "config_changes"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
     **dict.fromkeys(("search", "export", "tasks"), 4),
@@ -42,6 +43,7 @@ NEIGHBOURS = {
     "canonical": {"protocols"},
     "config": {"structures", "policy", "canonical"},
     "config_file": {"config"},
+    "config_changes": {"config"},
     "knowledge": {"alignment", "adapters"},
     "adapters": {"transforms"},
     "distiller": {"alignment", "adapters", "knowledge", "transforms", "distances", "schedules"},

@@ -51,7 +51,7 @@ def test_candidates_share_the_seed_of_the_search_and_are_screened(tiny_run: dict
     assert all(task.screened for task in asked(make_plan(parse_config({**tiny_run, "search": search})), [A]))
 
 
-def test_without_halving_nobody_has_peers(plan: Plan) -> None:
+def test_without_halving_no_task_has_a_group(plan: Plan) -> None:
     assert [task.group for task in asked(plan, [A, B], [HalvingGroup("a"), HalvingGroup("b")])] == [None, None]
 
 
@@ -61,8 +61,8 @@ def test_with_halving_a_task_knows_its_whole_group(tiny_run: dict[str, Any]) -> 
     peers = [HalvingGroup("x", {"k": (1.0,)}), HalvingGroup("y"), HalvingGroup("x", {"k": (1.0,)})]
     tasks = asked(plan, [B, C, A], peers)
     assert [task.group for task in tasks] == peers
-    assert [task.group for task in tasks] == [(A.key, B.key), (C.key,), (A.key, B.key)]
-    assert {task.group for task in asked(plan, [A, B])} == {(A.key, B.key)}, "without peers all are one group"
+    assert [task.members for task in tasks] == [(A.key, B.key), (C.key,), (A.key, B.key)]
+    assert {task.members for task in asked(plan, [A, B])} == {(A.key, B.key)}, "without groups all are one"
 
 
 def test_labels_serve_the_call_they_were_made_for(plan: Plan) -> None:

@@ -84,4 +84,4 @@ def test_a_search_with_halving_resumes_and_counts_what_it_saved(
     again = type(heard)()
     assert story(run("whole", again)[1]) == story(outcome) and not trainings
     assert again.done == [9], "what was measured before is counted"
-    assert again.events[-1].best == max(record.ap for record in outcome.records if record.state is State.COMPLETE)
+    assert again.events[-1].best == max(record.ap for record in outcome.trials if record.state is State.COMPLETE)

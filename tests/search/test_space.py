@@ -174,7 +174,7 @@ def test_the_extended_space_holds_the_genes_of_hand_designed_methods():
             for space in taking:
                 assert space.term(space.encode(weighted)).canonical() == weighted.canonical(), (name, str(term))
     terms = [
-        Term("global(mask=score)", [], "l2", 5, adapter="conv(3)"),
+        Term("global(mask=score, positions=all)", [], "l2", 5, adapter="conv(3)"),
         Term("global", ["gram(C)"], "l2", 2),
         Term("global", [], "l2", 1, adapter="generate"),
         Term("logits", [], "bkd", 1),

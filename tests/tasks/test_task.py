@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from detkds.config import Section, TrainConfig, effect_of
+from detkds.config import Section, TrainConfig
+from detkds.config_changes import effect_of
 from detkds.data.coco import load_coco
 from detkds.detectors.weights import save_weights
 from detkds.policy import Policy, Term
@@ -72,7 +73,7 @@ def test_where_candidates_stop_each_other_all_of_them_count() -> None:
     task = replace(TASK, group=HalvingGroup("a", {"x": (1.0,), "y": (2.0,)}), members=("p", "q"))
     same = replace(task, group=HalvingGroup("another name of the group", {"y": (2.0,), "x": (1.0,)}))
     assert same.key("") == task.key("")
-    assert replace(task, group=("p", "r")).key("") != task.key("")
+    assert replace(task, members=("p", "r")).key("") != task.key("")
     assert replace(task, group=HalvingGroup("a", {"x": (1.0,), "y": (2.5,)})).key("") != task.key("")
 
 

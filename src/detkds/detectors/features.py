@@ -72,7 +72,7 @@ class Features(Detector):
     @torch.no_grad()
     def forward(self, batch: Batch) -> DetectorOutput:
         """The maps ``(N, C, ceil(H / stride), ceil(W / stride))``, without gradient; see :meth:`Detector.forward`."""
-        images = self.normalise(batch)
+        images = self.normalize(batch)
         height, width = images.shape[-2:]
         cell = max(round(spec.stride) for spec in self.info.features.values())
         maps = self.network(functional.pad(images, (0, -width % cell, 0, -height % cell)))

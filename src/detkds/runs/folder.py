@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from detkds.config import RunConfig, changes
+from detkds.config import RunConfig
+from detkds.config_changes import changes
 from detkds.errors import ConfigError
 from detkds.files import remove_unfinished, write_text
 from detkds.progress import Progress

@@ -316,7 +316,7 @@ def check_roles(config: RunConfig) -> None:
         if getattr(config.student, key) is not None:
             faults.add(f"student: {key}: a student has those of the data; leave it out")
     if config.self_taught:
-        given = [key for key, value in config.teacher if key != "detector" and value not in (None, {})]
+        given = [key for key, value in config.teacher if key != "detector" and value not in (None, {}, False)]
         if given:
             faults.add(f"teacher: the detector 'self' is the student's average and takes no {', '.join(given)}")
         if config.train.ema is None:

@@ -97,7 +97,7 @@ def slug(name: str) -> str:
     """A name for a file: the name itself where it can be one, else a part of it and a digest; no two names share one.
 
     >>> slug("cwd"), slug("x y"), slug("x-y")
-    ('cwd', 'x-y-33dc', 'x-y')
+    ('cwd', 'x-y-a2fc', 'x-y')
     """
     plain = "".join(c if (c.isascii() and c.isalnum()) or c in "-_" else "-" for c in name).strip("-")[:60]
     return plain if plain == name else f"{plain}-{_digest(name.encode())[:4]}".strip("-")
