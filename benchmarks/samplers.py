@@ -42,12 +42,12 @@ from detkds.bench.simulate import best_within, config_for_budget, simulate
 from detkds.bench.table import MeasuredTable
 from detkds.config import HalvingConfig, SearchConfig
 from detkds.policy import Policy
+from detkds.policy_search.divide_and_conquer import check_sampler, make_sampler, run_side_by_side, study_seed
+from detkds.policy_search.result import Evaluator, Result, State, Trial
+from detkds.policy_search.samplers.base import SearchSampler
+from detkds.policy_search.space import Params, SearchSpace, Space, load_spaces, points
+from detkds.policy_search.study import SearchStudy
 from detkds.registry import SAMPLERS, parse_expression
-from detkds.search.divide_and_conquer import check_sampler, make_sampler, run_side_by_side, study_seed
-from detkds.search.result import Evaluator, Result, State, Trial
-from detkds.search.samplers.base import SearchSampler
-from detkds.search.space import Params, SearchSpace, Space, load_spaces, points
-from detkds.search.study import SearchStudy
 
 SAMPLER_EXPRESSIONS = (
     "random", "evolution", "kdzero", "mcts", "mcts(c=1.41, amaf=false)", "tpe", "nsga2", "nsga2(population=50)",

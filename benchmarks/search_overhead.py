@@ -18,10 +18,10 @@ from pathlib import Path
 
 from detkds.bench.evaluators import SyntheticLandscape
 from detkds.bench.simulate import config_for_budget
-from detkds.search.divide_and_conquer import make_sampler
-from detkds.search.space import load_spaces
-from detkds.search.storage import open_storage
-from detkds.search.study import SearchStudy
+from detkds.policy_search.divide_and_conquer import make_sampler
+from detkds.policy_search.space import load_spaces
+from detkds.policy_search.storage import open_storage
+from detkds.policy_search.study import SearchStudy
 
 
 def main() -> None:

@@ -37,8 +37,8 @@ from detkds.data.coco import load_coco
 from detkds.data.digits import make_digits
 from detkds.detectors import Detector, build_detector
 from detkds.policy import Policy
-from detkds.search.result import HalvingGroup, State
-from detkds.search.space import draw, load_spaces
+from detkds.policy_search.result import HalvingGroup, State
+from detkds.policy_search.space import draw, load_spaces
 from detkds.tasks.task import Task, TaskResult
 from detkds.tasks.trainer import Trainer
 from detkds.training.calibrate import calibrate, probe_terms, unit

@@ -16,9 +16,9 @@ import torch
 
 from detkds.config import SearchConfig
 from detkds.detectors import build_detector
+from detkds.policy_search.result import State, Trial
+from detkds.policy_search.space import Space
 from detkds.registry import DETECTORS, DISTANCES, KNOWLEDGE, SAMPLERS, TRANSFORMS
-from detkds.search.result import State, Trial
-from detkds.search.space import Space
 from detkds.structures import DetectorOutput, KnowledgeInput, Pair
 from detkds.testing import check_distance, check_knowledge, check_transform
 

@@ -29,7 +29,7 @@ FLOORS = {
     **dict.fromkeys(("config_file", "config_changes"), 1),
     **dict.fromkeys(("alignment", "adapters", "transforms", "distances", "knowledge", "schedules", "distiller"), 2),
     **dict.fromkeys(("detectors", "data", "evaluation", "training"), 3),
-    **dict.fromkeys(("search", "export", "tasks"), 4),
+    **dict.fromkeys(("policy_search", "exporters", "tasks"), 4),
     # detkds: the public names of __init__.py
     **dict.fromkeys(("bench", "runs", "report", "testing", "api", "cli", "__main__", "detkds"), 5),
 }
@@ -49,7 +49,7 @@ NEIGHBOURS = {
     "distiller": {"alignment", "adapters", "knowledge", "transforms", "distances", "schedules"},
     "evaluation": {"data", "detectors"},
     "training": {"data", "detectors", "evaluation"},
-    "tasks": {"search"},
+    "tasks": {"policy_search"},
     "runs": {"report", "detkds"},
     "report": {"detkds"},
     "api": {"runs"},
@@ -165,7 +165,7 @@ def test_search_never_sees_the_training_engine() -> None:
     engine = [
         f"{found.where}: {found.target}"
         for file in FILES
-        if file.is_relative_to(PACKAGE / "search")
+        if file.is_relative_to(PACKAGE / "policy_search")
         for found in imports_of(file)
         if found.target.startswith("detkds.") and part_of(found.target) in TRAINING_ENGINE
     ]
@@ -178,9 +178,9 @@ def test_tasks_know_of_a_search_no_more_than_its_results_and_its_rule_of_halving
         for file in FILES
         if file.is_relative_to(PACKAGE / "tasks")
         for found in imports_of(file)
-        if part_of(found.target) == "search"
+        if part_of(found.target) == "policy_search"
     }
-    assert known <= {"detkds.search.result", "detkds.search.halving"}
+    assert known <= {"detkds.policy_search.result", "detkds.policy_search.halving"}
 
 
 def test_extras_are_imported_where_they_are_used() -> None:
@@ -231,7 +231,7 @@ def test_import_detkds_is_light() -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A small source tree with one package per floor of interest."""
-    for name in ("errors.py", "policy.py", "data/coco.py", "data/__init__.py", "search/study.py", "training/loop.py"):
+    for name in ("errors.py", "policy.py", "data/coco.py", "data/__init__.py", "policy_search/study.py", "training/loop.py"):
         (tmp_path / "detkds" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "detkds" / name).write_text("")
     return tmp_path
@@ -247,8 +247,8 @@ def tree(tmp_path: Path) -> Path:
         ("training/loop.py", "from detkds.data import coco", None),
         ("data/coco.py", "from detkds.training import loop", "data (floor 3) imports training (floor 3)"),
         ("data/coco.py", "from detkds import training", "data (floor 3) imports training (floor 3)"),
-        ("data/coco.py", "from .. import search", "data (floor 3) imports search (floor 4)"),
-        ("data/__init__.py", "from ..search import study", "data (floor 3) imports search (floor 4)"),
+        ("data/coco.py", "from .. import policy_search", "data (floor 3) imports policy_search (floor 4)"),
+        ("data/__init__.py", "from ..policy_search import study", "data (floor 3) imports policy_search (floor 4)"),
         ("policy.py", "import detkds.data.coco", "policy (floor 1) imports data (floor 3)"),
         ("policy.py", "def f():\n    from detkds.data import coco", "policy (floor 1) imports data (floor 3)"),
         ("policy.py", "from detkds import Distiller", "policy (floor 1) imports detkds (floor 5)"),

@@ -34,10 +34,10 @@ import torch
 import detkds
 from detkds.config import RunConfig
 from detkds.policy import Policy, Term
+from detkds.policy_search.space import Params, Space, load_spaces, points
 from detkds.progress import Progress
 from detkds.runs.plan import SEARCH, Plan, load_run, make_plan
 from detkds.runs.session import open_session
-from detkds.search.space import Params, Space, load_spaces, points
 from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
 from detkds.training.loop import TrainingObserver, train
 from detkds.training.setup import TrainingSetup

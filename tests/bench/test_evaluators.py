@@ -5,8 +5,8 @@ import pytest
 
 from detkds.bench.evaluators import SyntheticLandscape, TableEvaluator
 from detkds.policy import Policy, Term
-from detkds.search.result import Result, State
-from detkds.search.space import draw, load_spaces
+from detkds.policy_search.result import Result, State
+from detkds.policy_search.space import draw, load_spaces
 
 ONE = Policy([Term("global", ["scale(1)"], "l1", 5)])
 DUPLICATE = Policy([Term("global", [], "l1", 5)])

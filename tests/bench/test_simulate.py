@@ -12,13 +12,13 @@ from detkds.bench.simulate import best_within, config_for_budget, simulate
 from detkds.config import SearchConfig
 from detkds.errors import ConfigError
 from detkds.policy import Policy
+from detkds.policy_search.divide_and_conquer import make_sampler
+from detkds.policy_search.result import Result, State, Trial
+from detkds.policy_search.samplers.base import SearchSampler
+from detkds.policy_search.space import Params, Space
+from detkds.policy_search.storage import open_storage
+from detkds.policy_search.study import SearchStudy
 from detkds.registry import SAMPLERS
-from detkds.search.divide_and_conquer import make_sampler
-from detkds.search.result import Result, State, Trial
-from detkds.search.samplers.base import SearchSampler
-from detkds.search.space import Params, Space
-from detkds.search.storage import open_storage
-from detkds.search.study import SearchStudy
 
 CONFIG = SearchConfig(population=6, parents=2, parallel=2, newcomer="every:2")
 GENES = {"transform": ("none", "norm(N)", "softmax(C)"), "distance": ("l1", "l2", "kl"), "weight": (0.5, 1, 2, 5)}

@@ -16,11 +16,11 @@ from detkds.bench.table import MeasuredTable
 from detkds.config import HalvingConfig, SearchConfig
 from detkds.errors import ConfigError, DataError
 from detkds.policy import Policy, Term
+from detkds.policy_search.divide_and_conquer import make_sampler
+from detkds.policy_search.result import State
+from detkds.policy_search.space import points
+from detkds.policy_search.study import SearchStudy
 from detkds.registry import SAMPLERS
-from detkds.search.divide_and_conquer import make_sampler
-from detkds.search.result import State
-from detkds.search.space import points
-from detkds.search.study import SearchStudy
 
 
 def one(attention: str, distance: str, scale: str = "none") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from detkds.bench.table_file import read_table
 from detkds.errors import DataError
-from detkds.search.result import State
+from detkds.policy_search.result import State
 
 Lines = list[dict[str, Any]]
 

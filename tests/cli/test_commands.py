@@ -16,8 +16,8 @@ import yaml
 from detkds import __version__, cli
 from detkds.cli import app
 from detkds.policy import list_policies
+from detkds.policy_search.space import load_spaces
 from detkds.report.agreement import agreement_line
-from detkds.search.space import load_spaces
 from detkds.tasks.store import slug
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from detkds.policy import Policy, Term
-from detkds.search.result import State, Trial
+from detkds.policy_search.result import State, Trial
 
 
 def record(study: str, number: int, ap: float | None, **changes: Any) -> Trial:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from detkds.policy_search.result import Trial
 from detkds.report.analysis import history, marginals, measured, outcomes, per_class, plain_reason
-from detkds.search.result import Trial
 
 
 def test_history_interleaves_studies_of_one_stage_and_keeps_the_best(records: list[Trial]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from detkds.policy_search.result import Trial
 from detkds.report import write_report
 from detkds.report.page import render
-from detkds.search.result import Trial
 
 EVIL = "<script>alert('$x_1$')</script>"
 VOID = {"meta", "br", "img", "link", "hr", "input"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from detkds.policy_search.result import Trial
 from detkds.report.analysis import Point, history
 from detkds.report.plots import STUDY_COLORS, comparison_plot, history_plot
-from detkds.search.result import Trial
 
 
 def test_colors_are_those_of_the_page(summary: dict[str, Any], records: list[Trial]) -> None:

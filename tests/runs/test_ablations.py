@@ -10,10 +10,10 @@ import pytest
 
 from detkds.config_file import parse_config
 from detkds.errors import ConfigError
+from detkds.policy_search.divide_and_conquer import JOINT
 from detkds.runs.plan import make_plan
 from detkds.runs.search import find_policy, run_search
 from detkds.runs.session import open_session
-from detkds.search.divide_and_conquer import JOINT
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from detkds.config_file import parse_config
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import HalvingGroup, State
 from detkds.runs.candidates import ProxyEvaluator, relative_policies
 from detkds.runs.plan import SEARCH, Plan, make_plan
-from detkds.search.result import HalvingGroup, State
 from detkds.tasks.task import Task, TaskResult
 from detkds.tasks.trainer import Trainer
 

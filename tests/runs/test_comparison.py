@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import State
 from detkds.runs.comparison import Contender, contenders, rows
-from detkds.search.result import State
 from detkds.tasks.task import TaskResult
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from detkds.config_file import parse_config
+from detkds.policy_search.space import parse_spaces
 from detkds.runs.estimate import Speed, estimate, estimate_training
 from detkds.runs.plan import make_plan
 from detkds.runs.preview import combinations, preview
-from detkds.search.space import parse_spaces
 
 SPACE = """
 weights: {absolute: [1, 2]}

@@ -15,13 +15,13 @@ import yaml
 
 from detkds.config_file import parse_config
 from detkds.policy import parse_policy
+from detkds.policy_search.result import SearchError
 from detkds.report.agreement import read_check
 from detkds.runs.plan import CONFIRMATION, SEARCH, make_plan
 from detkds.runs.proxy_check import run_proxy_check
 from detkds.runs.search import run_search
 from detkds.runs.session import open_session
 from detkds.runs.teacher_outputs import teacher_outputs
-from detkds.search.result import SearchError
 from detkds.training.population import StudentSpec, train_population
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

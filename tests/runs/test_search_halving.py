@@ -8,14 +8,14 @@ import pytest
 
 from detkds.config_file import parse_config
 from detkds.evaluation.coco_ap import Metrics
+from detkds.policy_search.divide_and_conquer import SearchOutcome
+from detkds.policy_search.result import State
 from detkds.progress import Event, Progress
 from detkds.runs.confirmation import Confirmed
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.search import find_policy
 from detkds.runs.session import open_session
 from detkds.runs.summary import summarize
-from detkds.search.divide_and_conquer import SearchOutcome
-from detkds.search.result import State
 from detkds.training.setup import TrainingSetup
 
 

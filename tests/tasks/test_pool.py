@@ -9,7 +9,7 @@ import torch
 
 from detkds.errors import DataError
 from detkds.policy import Policy
-from detkds.search.result import HalvingGroup, SearchError, State
+from detkds.policy_search.result import HalvingGroup, SearchError, State
 from detkds.tasks.pool import (
     MAX_STARTS,
     Done,

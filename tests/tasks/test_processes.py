@@ -16,9 +16,9 @@ import pytest
 
 from detkds.errors import DataError
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import SearchError, State
 from detkds.runs.executors import WorkerRecipe, make_trainer
 from detkds.runs.plan import SEARCH, Plan
-from detkds.search.result import SearchError, State
 from detkds.tasks import processes
 from detkds.tasks.pool import PoolExecutor, Seat
 from detkds.tasks.processes import ProcessWorkers, local_seats

@@ -17,9 +17,9 @@ import torch
 
 from detkds.errors import DataError
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import SearchError, State
 from detkds.runs.executors import WorkerRecipe, make_trainer
 from detkds.runs.plan import SEARCH, Plan
-from detkds.search.result import SearchError, State
 from detkds.tasks.pool import PoolExecutor, Seat
 from detkds.tasks.ray import RayWorkers, start_ray
 from detkds.tasks.task import Task, TaskResult

@@ -9,8 +9,8 @@ import pytest
 
 from detkds.errors import ConfigError
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import HalvingGroup, State
 from detkds.progress import Event, Progress
-from detkds.search.result import HalvingGroup, State
 from detkds.tasks.executor import Executor
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.store import Store

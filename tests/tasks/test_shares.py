@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from detkds.search.result import SearchError
+from detkds.policy_search.result import SearchError
 from detkds.tasks.shares import Share, portions, share
 
 

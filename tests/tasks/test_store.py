@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from detkds.policy import Policy, Term
-from detkds.search.result import State
+from detkds.policy_search.result import State
 from detkds.tasks.store import RESULTS, WEIGHTS, Store, slug
 from detkds.tasks.task import Task, TaskResult
 

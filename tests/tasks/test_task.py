@@ -17,8 +17,8 @@ from detkds.config_changes import effect_of
 from detkds.data.coco import load_coco
 from detkds.detectors.weights import save_weights
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import HalvingGroup
 from detkds.runs.plan import COMPARISON, CONFIRMATION, SEARCH, TEACHING, Plan
-from detkds.search.result import HalvingGroup
 from detkds.tasks.content import detector_content, files_of, setup_digest
 from detkds.tasks.task import Task
 

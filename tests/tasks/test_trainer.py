@@ -16,8 +16,8 @@ from detkds.config import HalvingConfig
 from detkds.detectors.weights import load_weights
 from detkds.evaluation.coco_ap import Metrics
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import HalvingGroup, State
 from detkds.runs.plan import COMPARISON, SEARCH, Plan
-from detkds.search.result import HalvingGroup, State
 from detkds.tasks import trainer as module
 from detkds.tasks.executor import InlineExecutor
 from detkds.tasks.task import Task, TaskResult

@@ -17,7 +17,7 @@ import numpy as np
 
 from detkds.bench.table import MeasuredTable
 from detkds.errors import UserError
-from detkds.search.space import points
+from detkds.policy_search.space import points
 
 
 def describe(table: MeasuredTable) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 
 from detkds.config import HalvingConfig
 from detkds.policy import Policy, Term
+from detkds.policy_search.halving import apply_halving
+from detkds.policy_search.result import HalvingGroup, Result, State
 from detkds.registry import expression
-from detkds.search.halving import apply_halving
-from detkds.search.result import HalvingGroup, Result, State
 
 
 class TableEvaluator:

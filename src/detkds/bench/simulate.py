@@ -8,10 +8,10 @@ from typing import Any
 
 from detkds.config import SearchConfig
 from detkds.errors import ConfigError
-from detkds.search.result import Result, State, Trial
-from detkds.search.samplers.base import SearchSampler
-from detkds.search.space import Params
-from detkds.search.study import SearchStudy
+from detkds.policy_search.result import Result, State, Trial
+from detkds.policy_search.samplers.base import SearchSampler
+from detkds.policy_search.space import Params
+from detkds.policy_search.study import SearchStudy
 
 SMALL_BUDGET = 60
 """Trainings per study up to which a small population is the better one (measured on synthetic landscapes)."""
@@ -20,7 +20,7 @@ SMALL_BUDGET = 60
 def simulate(sampler: SearchSampler, measure: Callable[[Params], Result], budget: int, chunk: int = 4) -> list[Trial]:
     """Search until ``budget`` candidates were trained or nothing new is proposed; all trials, in order.
 
-    ``measure`` gives the measurement of a choice; ``chunk`` is as in :class:`~detkds.search.study.SearchStudy`.
+    ``measure`` gives the measurement of a choice; ``chunk`` is as in :class:`~detkds.policy_search.study.SearchStudy`.
     """
     study = SearchStudy("simulation", sampler, None, budget, chunk=chunk)
     while trials := study.ask():

@@ -24,8 +24,8 @@ from detkds.bench.table_file import Measurement, TableFile, read_table
 from detkds.config import HalvingConfig
 from detkds.errors import ConfigError, DataError
 from detkds.policy import Policy
-from detkds.search.result import Result, State
-from detkds.search.space import Option, Params, Space, points
+from detkds.policy_search.result import Result, State
+from detkds.policy_search.space import Option, Params, Space, points
 
 
 @dataclass(frozen=True)

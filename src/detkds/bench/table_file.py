@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from detkds.errors import DataError, Faults, UserError, unknown_name
-from detkds.search.result import State
-from detkds.search.space import Option, Space
+from detkds.policy_search.result import State
+from detkds.policy_search.space import Option, Space
 
 FORMAT = 1
 """The format that is read."""

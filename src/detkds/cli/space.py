@@ -50,9 +50,9 @@ def describe(name: str, weighting: Any) -> dict[str, Any]:
     Raises:
         ConfigError: listing every fault of the space file.
     """
+    from detkds.policy_search.joint import JointSpace
+    from detkds.policy_search.space import load_spaces
     from detkds.runs.preview import combinations
-    from detkds.search.joint import JointSpace
-    from detkds.search.space import load_spaces
 
     spaces = load_spaces(name, weighting)
     kinds = {

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from detkds.search.divide_and_conquer import COMBINATION
-from detkds.search.joint import active
-from detkds.search.result import State, Trial
+from detkds.policy_search.divide_and_conquer import COMBINATION
+from detkds.policy_search.joint import active
+from detkds.policy_search.result import State, Trial
 
 _TERM = re.compile(r"term '[^']*': ")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e[+-]?\d+)?(?![\w])")

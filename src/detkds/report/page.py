@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from detkds.policy_search.result import Trial
 from detkds.progress import duration_text
 from detkds.report import analysis, plots
 from detkds.report.agreement import agreement_line
 from detkds.report.formatting import points
 from detkds.report.guidance import guidance
-from detkds.search.result import Trial
 
 MOST_CLASSES = 40
 """Classes in the table of AP by class, those with the largest gain."""

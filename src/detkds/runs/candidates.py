@@ -9,15 +9,15 @@ from dataclasses import replace
 from itertools import islice
 
 from detkds.policy import Policy, Term
+from detkds.policy_search.result import HalvingGroup, Result
 from detkds.runs.plan import SEARCH, Plan
-from detkds.search.result import HalvingGroup, Result
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.task import Task
 from detkds.training.calibrate import probe_terms, unit
 
 
 class ProxyEvaluator:
-    """Measures policies on the proxy: an :class:`detkds.search.result.Evaluator`.
+    """Measures policies on the proxy: an :class:`detkds.policy_search.result.Evaluator`.
 
     Args:
         scheduler: trains what is not stored.

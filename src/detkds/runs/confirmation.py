@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from detkds.policy import Policy
+from detkds.policy_search.divide_and_conquer import COMBINATION, SearchOutcome
+from detkds.policy_search.result import Trial, rank
 from detkds.runs.plan import CONFIRMATION, Plan
-from detkds.search.divide_and_conquer import COMBINATION, SearchOutcome
-from detkds.search.result import Trial, rank
 from detkds.statistics import mean_and_spread
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.task import Task

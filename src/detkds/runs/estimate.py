@@ -18,11 +18,11 @@ from detkds.data.loader import evaluation_batches
 from detkds.detectors.base import Detector
 from detkds.evaluation.predict import evaluating
 from detkds.policy import Policy, Term
+from detkds.policy_search.halving import expected_shares
+from detkds.policy_search.space import points
 from detkds.runs.executors import count_workers
 from detkds.runs.plan import COMPARISON, TEACHING, Plan, absolute
 from detkds.runs.preview import confirmations, populations, trainings
-from detkds.search.halving import expected_shares
-from detkds.search.space import points
 from detkds.structures import Batch
 from detkds.training.batch_files import BatchFiles
 from detkds.training.setup import TrainingSetup

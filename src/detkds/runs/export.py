@@ -20,9 +20,9 @@ from detkds.data.loader import evaluation_batches
 from detkds.detectors.base import Detector
 from detkds.detectors.weights import load_weights
 from detkds.errors import ConfigError
-from detkds.export.home import write_home
-from detkds.export.onnx_file import OneImage, letterbox, one_image, require, write_onnx
-from detkds.export.parity import Parity, compare, in_onnxruntime
+from detkds.exporters.home import write_home
+from detkds.exporters.onnx_file import OneImage, letterbox, one_image, require, write_onnx
+from detkds.exporters.parity import Parity, compare, in_onnxruntime
 from detkds.runs.datasets import load_data
 from detkds.runs.plan import import_plugins, make_detector
 

@@ -26,12 +26,12 @@ from detkds.detectors.rescaled import Rescaled
 from detkds.distiller import check_pair
 from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, load_policy
+from detkds.policy_search.divide_and_conquer import check_sampler
+from detkds.policy_search.halving import check_rungs
+from detkds.policy_search.space import Space, load_spaces
 from detkds.registry import KNOWLEDGE
 from detkds.runs.datasets import load_data, require_masks, split_data
 from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, TEACHER
-from detkds.search.divide_and_conquer import check_sampler
-from detkds.search.halving import check_rungs
-from detkds.search.space import Space, load_spaces
 from detkds.tasks.content import files_of, setup_digest
 from detkds.training.digests import data_digest
 from detkds.training.setup import TrainingSetup

@@ -9,13 +9,13 @@ from typing import Any
 
 from detkds.config import RunConfig
 from detkds.detectors.base import Detector
+from detkds.policy_search.combination import CombinationSpace
+from detkds.policy_search.joint import JointSpace
+from detkds.policy_search.space import Space, points
 from detkds.runs.comparison import contenders
 from detkds.runs.datasets import describe_data
 from detkds.runs.pair import describe_levels
 from detkds.runs.plan import Plan
-from detkds.search.combination import CombinationSpace
-from detkds.search.joint import JointSpace
-from detkds.search.space import Space, points
 
 
 def preview(plan: Plan) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from typing import Any
 
 from detkds.config import RunConfig
 from detkds.files import write_text
+from detkds.policy_search.divide_and_conquer import Event, make_sampler, run_side_by_side, study_seed
+from detkds.policy_search.result import SearchError, State, Trial
+from detkds.policy_search.storage import open_storage
+from detkds.policy_search.study import SearchStudy
 from detkds.progress import Progress
 from detkds.report.agreement import PICTURE, RECORD, agreement_plot
 from detkds.runs.candidates import ProxyEvaluator
@@ -23,10 +27,6 @@ from detkds.runs.datasets import describe_data
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.search import tell_stored
 from detkds.runs.session import Session, open_session
-from detkds.search.divide_and_conquer import Event, make_sampler, run_side_by_side, study_seed
-from detkds.search.result import SearchError, State, Trial
-from detkds.search.storage import open_storage
-from detkds.search.study import SearchStudy
 from detkds.statistics import kendall_tau
 from detkds.tasks.scheduler import Scheduler
 

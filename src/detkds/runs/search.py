@@ -9,6 +9,8 @@ from typing import Any
 
 from detkds.config import RunConfig
 from detkds.policy import Policy
+from detkds.policy_search.divide_and_conquer import Event, SearchOutcome, search
+from detkds.policy_search.result import Trial
 from detkds.progress import Progress
 from detkds.report import write_report
 from detkds.report.agreement import read_check
@@ -20,8 +22,6 @@ from detkds.runs.session import Session, deliver, open_session
 from detkds.runs.summary import summarize, write_summary
 from detkds.runs.teacher_outputs import describe
 from detkds.runs.verdict import SEARCHED, Row
-from detkds.search.divide_and_conquer import Event, SearchOutcome, search
-from detkds.search.result import Trial
 from detkds.tasks.scheduler import Scheduler
 
 

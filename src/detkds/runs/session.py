@@ -15,12 +15,12 @@ from detkds.detectors.weights import load_weights
 from detkds.errors import ConfigError
 from detkds.files import append_line, read_lines
 from detkds.policy import Policy
+from detkds.policy_search.result import State
 from detkds.progress import Progress
 from detkds.progress_sinks import PROGRESS_FILE, ProgressFile
 from detkds.runs.executors import make_trainer, open_executor
 from detkds.runs.folder import open_folder
 from detkds.runs.plan import COMPARISON, TEACHING, Plan
-from detkds.search.result import State
 from detkds.tasks.executor import Executor, InlineExecutor
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.store import Store

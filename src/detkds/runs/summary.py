@@ -14,12 +14,12 @@ import torch
 import detkds
 from detkds.files import write_text
 from detkds.policy import Policy
+from detkds.policy_search.result import State, Trial
 from detkds.runs.comparison import with_box_ap
 from detkds.runs.confirmation import Confirmed
 from detkds.runs.datasets import describe_data
 from detkds.runs.plan import Plan
 from detkds.runs.verdict import TEACHER, Row, verdict
-from detkds.search.result import State, Trial
 
 
 def summarize(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from detkds.errors import UserError
-from detkds.search.result import SearchError, State
+from detkds.policy_search.result import SearchError, State
 from detkds.tasks.shares import portions
 from detkds.tasks.task import Task, TaskResult
 from detkds.tasks.trainer import OnFraction, Outcome, Trainer

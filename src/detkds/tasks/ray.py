@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from detkds.search.result import SearchError
+from detkds.policy_search.result import SearchError
 from detkds.tasks.pool import BuildTrainer, Lost, Message, Raised, Ready, Seat, serve
 from detkds.tasks.shares import share
 from detkds.tasks.task import Task

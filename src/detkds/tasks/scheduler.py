@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from detkds.errors import ConfigError
+from detkds.policy_search.result import State
 from detkds.progress import Progress
-from detkds.search.result import State
 from detkds.tasks.executor import Executor
 from detkds.tasks.store import Store
 from detkds.tasks.task import Task, TaskResult

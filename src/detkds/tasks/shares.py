@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detkds.search.result import SearchError
+from detkds.policy_search.result import SearchError
 
 
 @dataclass(frozen=True)

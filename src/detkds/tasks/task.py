@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from detkds.policy import Policy
-from detkds.search.result import HalvingGroup, Result, State
+from detkds.policy_search.result import HalvingGroup, Result, State
 from detkds.training.digests import digest_of
 
 

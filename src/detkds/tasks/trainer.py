@@ -14,8 +14,8 @@ from detkds.config import HalvingConfig
 from detkds.detectors.weights import weights_content
 from detkds.errors import PolicyError
 from detkds.policy import Policy, Term
-from detkds.search.halving import SuccessiveHalving
-from detkds.search.result import State
+from detkds.policy_search.halving import SuccessiveHalving
+from detkds.policy_search.result import State
 from detkds.tasks.task import Task, TaskResult
 from detkds.training.calibrate import TermProbe, calibrate, probe_terms, unit
 from detkds.training.checkpoint import StateFiles
