@@ -231,7 +231,14 @@ def test_import_detkds_is_light() -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A small source tree with one package per floor of interest."""
-    for name in ("errors.py", "policy.py", "data/coco.py", "data/__init__.py", "policy_search/study.py", "training/loop.py"):
+    for name in (
+        "errors.py",
+        "policy.py",
+        "data/coco.py",
+        "data/__init__.py",
+        "policy_search/study.py",
+        "training/loop.py",
+    ):
         (tmp_path / "detkds" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "detkds" / name).write_text("")
     return tmp_path

@@ -25,6 +25,7 @@ COMMANDS = {
     "demo",
     "search",
     "proxy-check",
+    "report",
     "status",
     "distill",
     "train",

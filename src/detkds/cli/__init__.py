@@ -20,6 +20,7 @@ from detkds.cli import (
     pieces,
     policies,
     proxy_check,
+    report,
     search,
     space,
     status,
@@ -56,6 +57,7 @@ def detkds(
 
 app.command("demo")(demo.demo)
 app.command("search")(search.search)
+app.command("report")(report.report)
 app.command("status")(status.status)
 app.command("proxy-check")(proxy_check.proxy_check)
 app.command("compare")(compare.compare)

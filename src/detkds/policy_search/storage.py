@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from detkds.errors import UserError
+from detkds.policy import Policy
 from detkds.policy_search.journal import RESTORE, JournalFile
 from detkds.policy_search.result import SearchError, State, Trial
 from detkds.policy_search.space import SearchSpace
@@ -147,6 +148,33 @@ class StoredTrials:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, UserError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise SearchError(f"study {self.name}: trial {stored.number} is damaged ({reason}); {RESTORE}") from None
+
+
+def stored_trials(store: str | Path | BaseStorage) -> list[Trial]:
+    """All finished trials of all studies, for a report: with the policies that were stored, and no study's space.
+
+    Raises:
+        SearchError: the store cannot be opened, or a trial does not hold what a search writes.
+    """
+    storage = open_storage(store)
+    assert storage is not None
+    return [
+        _shown(study.study_name.partition("-")[0], stored)
+        for study in storage.get_all_studies()
+        for stored in storage.get_all_trials(study._study_id, deepcopy=False)
+        if stored.state.is_finished()
+    ]
+
+
+def _shown(study: str, stored: FrozenTrial) -> Trial:
+    try:
+        attrs, proposal = stored.user_attrs, stored.system_attrs[PROPOSAL]
+        policy, key = Policy.from_dict(attrs["policy"]), str(attrs["key"])
+        trial = Trial(study, stored.number, None, dict(stored.params), policy, key, role=str(proposal["role"]))
+        return replace(trial, **_read_outcome(attrs))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, UserError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SearchError(f"study {study}: trial {stored.number} is damaged ({reason}); {RESTORE}") from None
 
 
 def _read_outcome(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from detkds.files import write_text
 from detkds.progress import Progress
 from detkds.report.plots import comparison_plot, standalone
 from detkds.runs.comparison import compare, contenders
+from detkds.runs.executors import prepare_workers
 from detkds.runs.plan import COMPARISON, make_plan
 from detkds.runs.session import Session, open_session
 from detkds.runs.step_cost import step_costs
@@ -38,6 +39,7 @@ def run_compare(config: RunConfig, policies: Sequence[str], progress: Progress) 
     Raises:
         UserError: every fault in the configuration and the policies, before anything is trained.
     """
+    prepare_workers(config)
     plan = make_plan(with_policies(config, policies))
     with open_session(plan, progress) as session:
         teacher = session.prepare_teacher()

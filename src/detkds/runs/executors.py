@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from detkds import registry
+from detkds.config import RunConfig
 from detkds.runs.plan import SEARCH, Plan
 from detkds.runs.teacher_outputs import teacher_outputs
 from detkds.tasks.executor import Executor, InlineExecutor
 from detkds.tasks.pool import PoolExecutor, Seat
-from detkds.tasks.processes import ProcessWorkers, local_seats
+from detkds.tasks.processes import ProcessWorkers, local_seats, start_importing
 from detkds.tasks.ray import RayWorkers
 from detkds.tasks.trainer import Trainer
 from detkds.training.checkpoint import StateFiles
@@ -62,12 +63,11 @@ def open_executor(plan: Plan, folder: Path, note: Callable[[str], None]) -> Exec
         workers = RayWorkers(recipe, config.device, config.workers, config.threads)
         note(str(workers.share))
         return PoolExecutor(workers, population=population, note=note)
-    seats = local_seats(config.device, config.workers, config.threads) if config.executor != "inline" else []
-    if config.executor == "auto" and len(seats) > 1 and (piece := piece_of_main()):
-        note(f"trained in this process alone: workers could not import {piece}, which the main script defines")
-        seats = []
-    if len(seats) > 1 or config.executor == "processes":
+    seats = worker_seats(config)
+    if seats:
         return PoolExecutor(ProcessWorkers(recipe, seats), population=population, note=note)
+    if config.executor == "auto" and (piece := piece_of_main()):
+        note(f"trained in this process alone: workers could not import {piece}, which the main script defines")
     return InlineExecutor(make_trainer(plan, folder, note))
 
 
@@ -110,12 +110,27 @@ def _silent(text: str) -> None:
     """What workers note is of no interest elsewhere."""
 
 
+def prepare_workers(config: RunConfig) -> None:
+    """Let worker processes that will be needed import what they need while this one does something else.
+
+    Raises:
+        UserError: the machine has too little for the workers asked for.
+    """
+    if config.executor != "ray" and len(worker_seats(config)) > 1:
+        start_importing("detkds.runs.preload")
+
+
+def worker_seats(config: RunConfig) -> list[Seat]:
+    """The places of worker processes on this machine; none where this process trains alone."""
+    seats = local_seats(config.device, config.workers, config.threads) if config.executor != "inline" else []
+    alone = config.executor == "auto" and (len(seats) < 2 or piece_of_main() is not None)
+    return [] if alone else seats
+
+
 def count_workers(plan: Plan) -> int:
     """How many trainings or populations go on at a time; of Ray, as many as are asked for."""
     config = plan.config
-    if config.executor in ("inline", "ray"):
-        return config.workers or 1
-    return len(local_seats(config.device, config.workers, config.threads))
+    return config.workers or 1 if config.executor == "ray" else max(1, len(worker_seats(config)))
 
 
 def piece_of_main() -> str | None:

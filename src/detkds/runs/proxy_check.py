@@ -24,6 +24,7 @@ from detkds.report.agreement import PICTURE, RECORD, agreement_plot
 from detkds.runs.candidates import ProxyEvaluator
 from detkds.runs.confirmation import at_full_budget
 from detkds.runs.datasets import describe_data
+from detkds.runs.executors import prepare_workers
 from detkds.runs.plan import Plan, make_plan
 from detkds.runs.search import tell_stored
 from detkds.runs.session import Session, open_session
@@ -50,6 +51,7 @@ def run_proxy_check(config: RunConfig, policies: int, seeds: int, progress: Prog
     Raises:
         UserError: every fault in the configuration, or fewer than three policies could be measured.
     """
+    prepare_workers(config)
     plan = make_plan(config)
     plan = replace(plan, halving=None)  # the proxy is checked to the end also where the search would stop losing ones
     with open_session(plan, progress) as session:

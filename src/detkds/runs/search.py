@@ -17,6 +17,7 @@ from detkds.report.agreement import read_check
 from detkds.runs.candidates import ProxyEvaluator, relative_policies
 from detkds.runs.comparison import compare, comparison_task, contenders
 from detkds.runs.confirmation import confirm
+from detkds.runs.executors import prepare_workers
 from detkds.runs.plan import SEARCH, Plan, make_plan
 from detkds.runs.session import Session, deliver, open_session
 from detkds.runs.summary import summarize, write_summary
@@ -42,6 +43,7 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
     Raises:
         UserError: every fault in the configuration, before anything is trained.
     """
+    prepare_workers(config)
     plan = make_plan(config)
     with open_session(plan, progress) as session:
         teacher = session.prepare_teacher()
@@ -58,7 +60,7 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
         summary = summarize(plan, teacher, comparison.rows, outcome.trials, confirmed, session.seconds())
         summary["teacher_outputs"] = describe(plan, session.folder)
         summary["proxy_check"] = read_check(session.folder)
-        write_summary(session.folder, summary, outcome.trials, chosen[0])
+        write_summary(session.folder, summary, outcome.trials, chosen[0], comparison.trainings)
         write_report(session.folder / "report.html", summary, outcome.trials, comparison.trainings)
     return Finished(session.folder, plan, summary, comparison.rows, outcome)
 

@@ -21,6 +21,9 @@ from detkds.runs.datasets import describe_data
 from detkds.runs.plan import Plan
 from detkds.runs.verdict import TEACHER, Row, verdict
 
+TRAININGS = "trainings.json"
+"""The metrics of every training of the comparison."""
+
 
 def summarize(
     plan: Plan,
@@ -102,10 +105,13 @@ def comparable(teacher: Mapping[str, Any], *, masks: bool) -> dict[str, Any]:
     return with_box_ap(teacher) if masks or not of_masks else dict(teacher["boxes"])
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any], records: Sequence[Trial], policy: Policy) -> None:
-    """Write ``summary.json``, ``trials.jsonl`` and ``policy.yaml``."""
+def write_summary(
+    folder: Path, summary: Mapping[str, Any], records: Sequence[Trial], policy: Policy, trainings: Sequence[Any] = ()
+) -> None:
+    """Write ``summary.json``, ``trials.jsonl``, ``trainings.json`` (of the comparison) and ``policy.yaml``."""
     write_text(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
     write_text(folder / "trials.jsonl", "".join(json.dumps(finite(r.to_dict())) + "\n" for r in records))
+    write_text(folder / TRAININGS, json.dumps({"trainings": finite(trainings)}, allow_nan=False))
     write_text(folder / "policy.yaml", policy.to_yaml())
 
 

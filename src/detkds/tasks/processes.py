@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import ModuleType
@@ -21,7 +21,17 @@ from detkds.tasks.pool import BuildTrainer, Lost, Message, Raised, Ready, Seat, 
 from detkds.tasks.shares import share
 from detkds.tasks.task import Task
 
-_CONTEXT = get_context("spawn")
+_FORKSERVER = "forkserver" in get_all_start_methods()
+_CONTEXT: Any = get_context("forkserver" if _FORKSERVER else "spawn")
+# A plain fork is no way: autograd's threads do not survive it, and the teacher may have been trained in this process.
+
+
+def start_importing(module: str) -> None:
+    """Begin to import a module for workers to come, beside this process, where the system can fork workers from that."""
+    if _FORKSERVER:
+        _CONTEXT.set_forkserver_preload([module])
+        with _without_main():
+            forkserver.ensure_running()
 
 
 def machine() -> dict[str, float]:

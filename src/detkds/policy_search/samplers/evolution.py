@@ -41,7 +41,7 @@ class Evolution(SearchSampler):
 
     Of ``screen`` children the one is proposed of which the trials so far promise most: the AP expected of it and four
     of its standard deviations, see :class:`~detkds.policy_search.samplers.surrogate.Surrogate`. Half of the children
-    are mutants; the others are drawn from the whole space, so that a search can leave its population. ``screen=1`` is the
+    are mutants; others are drawn from the whole space, so that a search can leave its population. ``screen=1`` is the
     paper's algorithm: one mutant. With probability ``crossover`` a mutant has two parents.
 
     Source: DetKDS (ICML 2024), Algorithm 1. The mutation operator, ties and the initial sample are not given there.
