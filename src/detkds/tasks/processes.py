@@ -27,7 +27,7 @@ _CONTEXT: Any = get_context("forkserver" if _FORKSERVER else "spawn")
 
 
 def start_importing(module: str) -> None:
-    """Begin to import a module for workers to come, beside this process, where the system can fork workers from that."""
+    """Begin to import a module for workers to come, beside this process, where workers can be forked from that."""
     if _FORKSERVER:
         _CONTEXT.set_forkserver_preload([module])
         with _without_main():
