@@ -39,7 +39,11 @@ class Scheduler:
     def run(self, tasks: Sequence[Task]) -> list[TaskResult]:
         """The result of every task, in order; tasks that are the same training are trained once."""
         keys = [self.key(task) for task in tasks]
-        missing = {key: task for key, task in zip(keys, tasks, strict=True) if self.store.get(key) is None}
+        missing: dict[str, Task] = {}
+        for key, task in zip(keys, tasks, strict=True):
+            if self.store.get(key) is None:
+                known = missing.get(key, task)
+                missing[key] = replace(known, keep_weights=known.keep_weights or task.keep_weights)
         incomplete = {task.group.name for task in missing.values() if task.group is not None}
         for key, task in zip(keys, tasks, strict=True):
             if task.group is not None and task.group.name in incomplete:
@@ -62,6 +66,8 @@ class Scheduler:
             path = self.store.weights(key)
             if path is None:
                 raise ConfigError(f"{task.label}: its training failed: {result.reason}")
+        else:
+            self._tell(key, task, self._stored(key), stored=True)
         return path
 
     def _train(self, missing: dict[str, Task]) -> dict[str, TaskResult]:

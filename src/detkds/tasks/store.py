@@ -32,6 +32,10 @@ class Store:
         self._path = folder / RESULTS
         self._results: dict[str, TaskResult] = {}
         self._files: dict[str, str] = {}
+        self._load()
+
+    def _load(self) -> None:
+        """Read what is stored; damaged lines are passed over."""
         damaged: list[int] = []
         for record in read_lines(self._path, damaged.append):
             try:
@@ -43,7 +47,7 @@ class Store:
             if result.weights:
                 self._files[key] = str(record["file"])
         if damaged:
-            note(f"{self._path}: {len(damaged)} damaged lines are passed over; their trainings are done again")
+            self._note(f"{self._path}: {len(damaged)} damaged lines are passed over; their trainings are done again")
 
     def get(self, key: str) -> TaskResult | None:
         """The stored result, or None."""
@@ -86,7 +90,7 @@ class Store:
                     os.link(path, target)
                 except OSError:
                     shutil.copyfile(path, target)
-        self.__init__(self.folder, self._note)
+            self._load()
 
     def remove_states(self) -> None:
         """Delete the states of trainings; what is unfinished starts over."""
