@@ -113,7 +113,7 @@ class Progress:
             self._expected = {name: value for name, value in seconds.items() if math.isfinite(value)}
 
     def stage(self, name: str, trainings: float) -> None:
-        """A stage of so many trainings begins; for the present stage only the number changes, what is done stays."""
+        """A stage with this many trainings begins; for the present stage only the number changes."""
         with self._lock:
             if name != self._stage.name:
                 if self._stage.name in self._expected:

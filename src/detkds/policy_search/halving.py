@@ -152,7 +152,7 @@ def apply_halving(
 
 
 def check_rungs(rungs: Sequence[int], epochs: int) -> None:
-    """Make sure that every rung comes before the end of a training of so many epochs.
+    """Make sure that every rung comes before the end of a training of this many epochs.
 
     Raises:
         ConfigError: one does not.

@@ -17,7 +17,6 @@ import torch
 
 from detkds.config import DetectorConfig, HalvingConfig, RunConfig, TrainConfig
 from detkds.config_file import SchemaError, load_config
-from detkds.data.augment import Augmentation
 from detkds.data.coco import CocoDataset
 from detkds.data.digits import NAMES
 from detkds.detectors.base import Detector
@@ -214,7 +213,6 @@ def make_plan(config: RunConfig) -> Plan:
     device = attempt(choose_device, config.device)
     embedded = config.data.embedded is not None
     data = None if embedded else attempt(load_data, config)
-    attempt(lambda: Augmentation(**config.train.augmentation.model_dump()))
     attempt(check_sampler, config.search.sampler)
     attempt(check_halving, config)
     attempt(check_executor, config)

@@ -8,8 +8,7 @@ from functools import cached_property
 
 import torch
 
-from detkds.config import TrainConfig
-from detkds.data.augment import Augmentation
+from detkds.config import AugmentationConfig, TrainConfig
 from detkds.data.coco import CocoDataset
 from detkds.data.loader import batch_count, training_batches, training_store
 from detkds.data.store import ImageStore
@@ -48,10 +47,10 @@ class TrainingSetup:
     self_taught: bool = False
     masks: bool = False
 
-    @cached_property
-    def augmentation(self) -> Augmentation:
+    @property
+    def augmentation(self) -> AugmentationConfig:
         """How training images vary."""
-        return Augmentation(**self.config.augmentation.model_dump())
+        return self.config.augmentation
 
     @cached_property
     def store(self) -> ImageStore:
