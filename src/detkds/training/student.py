@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from detkds.config import TrainConfig
 from detkds.detectors.base import Detector
 from detkds.distiller import Distiller
+from detkds.errors import ConfigError
 from detkds.policy import Policy
 from detkds.structures import Batch, DetectorOutput
 from detkds.training.schedule import build_optimizer, lr_factor
@@ -93,6 +94,10 @@ class StudentTrainer:
         self.model = DistilledStudent(student, distiller).to(device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.amp == "bf16" and device.type == "cpu":
+            for layer in self.model.modules():
+                if isinstance(layer, nn.Conv2d) and max(layer.stride) > 1:
+                    layer.register_forward_pre_hook(_refuse_single_cell)
         self.wrapped: nn.Module = DistributedDataParallel(self.model) if distributed else self.model
         self.optimizer = build_optimizer(self.model.parameters(), config)
         self.scaler = torch.GradScaler(device.type, enabled=config.amp == "fp16")
@@ -219,6 +224,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed % 2**63)
         yield
+
+
+def _refuse_single_cell(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse a map of one cell: torch's weight gradient of it is unwritten memory in bfloat16 on the CPU (2.11-2.15)."""
+    if inputs[0].shape[-2:].numel() == 1:
+        raise ConfigError(
+            f"train.amp: bf16 on a CPU needs feature maps of more than one cell before every strided convolution, got"
+            f" {tuple(inputs[0].shape)} before {layer}: take a larger data.size or leave train.amp out"
+        )
 
 
 def autocast(device: torch.device, amp: str | None) -> torch.autocast:
