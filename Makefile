@@ -54,6 +54,6 @@ $(READY): pyproject.toml
 		|| echo "uv cannot be installed; pip will do its work"
 	@echo "installing detkds and its dependencies into .venv (some minutes the first time)"
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; \
-	then $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --editable '.[dev]'; \
+	then $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]'; \
 	else $(BIN)/python -m pip install --quiet --editable '.[dev]'; fi
 	@touch $@
