@@ -141,7 +141,7 @@ def tiny_configuration(tiny_data: Path, folder: Path) -> dict[str, Any]:
         "student": {"detector": "retinanet", "backbone": "narrow4", "options": head},
         "train": train,
         "proxy": {"validation": 0.5, "draws": 4, "population": 10, "calibration_batches": 1},
-        "search": {"single_budget": 1, "combination_budget": 1, "population": 2, "confirm": 1, "confirm_seeds": 1},
+        "search": {"method": "divide", "single_budget": 1, "combination_budget": 1, "population": 2, "race": [1]},
         "final": {"seeds": [0, 1], "policies": ["pkd"]},
         "runs": str(folder / "runs"),
         "device": "cpu",

@@ -1,9 +1,9 @@
 """Measure whole policies on small pairs of detectors: the workbench on which the search's defaults are chosen.
 
 Candidates are the shipped policies as published and at three strengths, leaders put together, their mutants and random
-combinations (:func:`candidates`). Each is trained on the proxy (two lengths) and, with two seeds, at the full budget, all
-on images cut from the training set; AP is that of the validation images. Results are kept in the run's folder as they
-come, and the command goes on where it was left:
+combinations (:func:`candidates`). Each is trained on the proxy (two lengths) and, with two seeds, at the full budget,
+all on images cut from the training set; AP is that of the validation images. Results are kept in the run's folder as
+they come, and the command goes on where it was left:
 
     python benchmarks/policies/measure.py digits --out runs/policies
     python benchmarks/policies/measure.py digits --out runs/policies --pack benchmarks/policies/digits.jsonl.gz
@@ -117,6 +117,8 @@ def candidates(plan: Plan) -> list[Candidate]:
         terms = [spaces[kind].term(draw(spaces[kind], rng)) for kind in chosen]
         made.append(Candidate(f"random {i}", "random", Policy(terms)))
     distinct: dict[str, Candidate] = {}
+    order = {"plain": 0, "calibrated": 2, "together": 3, "mutant": 4, "random": 5}
+    made.sort(key=lambda candidate: 1 if candidate.name in LEADERS else order.get(candidate.group, 6))
     for candidate in made:
         distinct.setdefault(candidate.policy.key, candidate)
     return list(distinct.values())
@@ -184,10 +186,12 @@ def measure(session: Session, wanted: Sequence[Candidate], teacher: float, targe
     scheduler = session.scheduler_on(InlineExecutor(trainer))
     records: list[dict[str, Any]] = []
     size = config.proxy.population
-    for chunk in (wanted[begin : begin + size] for begin in range(0, len(wanted), size)):
-        records += measured(scheduler, chunk, only_stored=target is not None)
-        if target is None:
-            print(f"{len(records)} of {len(wanted)}; last: {records[-1]}", flush=True)
+    for seeds in (SEEDS[:1], SEEDS) if target is None else (SEEDS,):
+        records = []
+        for chunk in (wanted[begin : begin + size] for begin in range(0, len(wanted), size)):
+            records += measured(scheduler, chunk, seeds, only_stored=target is not None)
+            if target is None:
+                print(f"seeds {seeds}: {len(records)} of {len(wanted)}", flush=True)
     if target is not None:
         lines = [header(config.model_dump(mode="json"), teacher), *records]
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
@@ -195,7 +199,9 @@ def measure(session: Session, wanted: Sequence[Candidate], teacher: float, targe
         print(f"{target}: {len(records)} of {len(wanted)} policies, {target.stat().st_size / 1024:.0f} KiB")
 
 
-def measured(scheduler: Scheduler, chunk: Sequence[Candidate], only_stored: bool) -> list[dict[str, Any]]:
+def measured(
+    scheduler: Scheduler, chunk: Sequence[Candidate], seeds: Sequence[int], only_stored: bool
+) -> list[dict[str, Any]]:
     """The records of candidates; with ``only_stored`` those that are there."""
 
     def run(tasks: Sequence[Task]) -> list[TaskResult]:
@@ -212,7 +218,7 @@ def measured(scheduler: Scheduler, chunk: Sequence[Candidate], only_stored: bool
         seed: dict(
             zip([c.name for c in alive], run([Task(CONFIRMATION, absolute[c.name], seed) for c in alive]), strict=False)
         )
-        for seed in SEEDS
+        for seed in seeds
     }
     return [
         {
@@ -224,9 +230,9 @@ def measured(scheduler: Scheduler, chunk: Sequence[Candidate], only_stored: bool
             "absolute": absolute[c.name].to_dict() if c in alive else None,
             "proxy": ap(r),
             "longer": ap(longer.get(c.name)),
-            "full": {str(seed): ap(full[seed].get(c.name)) for seed in SEEDS},
-            "curve": {str(seed): curve(full[seed].get(c.name)) for seed in SEEDS},
-            "seconds": round(r.seconds + sum(full[s][c.name].seconds for s in SEEDS if c.name in full[s]), 1),
+            "full": {str(seed): ap(full[seed].get(c.name)) for seed in seeds},
+            "curve": {str(seed): curve(full[seed].get(c.name)) for seed in seeds},
+            "seconds": round(r.seconds + sum(full[s][c.name].seconds for s in seeds if c.name in full[s]), 1),
         }
         for c, r in results
     ]
@@ -245,7 +251,9 @@ def curve(result: TaskResult | None) -> list[float]:
 
 def header(config: dict[str, Any], teacher: float) -> dict[str, Any]:
     """What was measured, how and where."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
+    )
     return {
         "format": 1,
         "name": config["name"],

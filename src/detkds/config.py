@@ -219,10 +219,10 @@ class ProxyConfig(Section):
     """Training images, chosen class- and size-balanced; null: all that validation leaves."""
     validation: float = numbers(0.25, gt=0, lt=1)
     """Fraction of the *training* images that candidates are validated on."""
-    epochs: Count = numbers(1)
-    """Passes."""
+    epochs: Count | None = numbers(None)
+    """Passes; null: a sixth of the full budget's, at least 1."""
     draws: Count | None = numbers(None)
-    """Image draws of a pass; null: every image once."""
+    """Image draws of a pass; null: those of the full budget, or every image once."""
     calibration_batches: int = numbers(4, ge=1, le=1024)
     """Batches on which losses are filtered and relative weights are measured."""
     population: int = speed(8, ge=1, le=1024)
@@ -236,21 +236,28 @@ class ProxyConfig(Section):
 class SearchConfig(Section):
     """The search over policies."""
 
+    method: Literal["policies", "divide", "joint"] = numbers("policies")
+    """``policies``: whole policies, first those of the portfolio, then changes of the best so far. ``divide``: the
+    paper's two stages, single terms of each kind of knowledge and then their weights. ``joint``: all kinds at once in
+    one undivided space, with the trainings of both stages."""
+    candidates: Count = budget(24)
+    """Candidate trainings of the method ``policies``."""
+    portfolio: Count = numbers(8)
+    """How many policies of the portfolio the method ``policies`` begins with; those that the pair cannot serve are left
+    out."""
     space: str = numbers("default")
-    """``default``, ``rows``, ``extended``, ``paper``, or the path of a space file."""
+    """What new terms are made from: ``default``, ``rows``, ``extended``, ``paper``, or the path of a space file."""
     weighting: Literal["absolute", "gradient"] = numbers("gradient")
     """What weights mean in the space: absolute (the paper), or ratios to the task's gradient."""
     knowledge: tuple[str, ...] = numbers(("global", "fgbg", "instance", "logits", "localization"))
     """The kinds to search; kinds the pair cannot offer are left out with a reason."""
     sampler: str = numbers("evolution")
-    """A registered sampler for the single-knowledge stage, with arguments as in ``mcts(c=1.41, amaf=false)``."""
+    """Of the methods ``divide`` and ``joint``: a registered sampler, with arguments as in
+    ``mcts(c=1.41, amaf=false)``."""
     single_budget: Count = budget(20)
-    """Candidate trainings for each kind of knowledge."""
+    """Candidate trainings for each kind of knowledge, of ``divide`` and ``joint``."""
     combination_budget: int = budget(40, ge=0, le=10**9)
-    """Candidate trainings for the combination of kinds; 0 combines nothing."""
-    divide: bool = numbers(True)
-    """Whether kinds are searched one by one before they are combined; false searches all in one joint space, with the
-    trainings of both stages."""
+    """Candidate trainings for the combination of kinds, of ``divide`` and ``joint``; 0 combines nothing."""
     filter: bool = numbers(True)
     """Whether candidates whose loss is no use (not finite, too large, without gradient) are refused before training."""
     parallel: int = speed(1, ge=1, le=4096)
@@ -266,18 +273,30 @@ class SearchConfig(Section):
     """When a random newcomer is evaluated beside the mutant: ``never``, ``always`` or ``every:4``."""
     warm_start: tuple[str, ...] = numbers(())
     """Policies whose terms join the initial populations, each with the weight nearest to its own."""
-    confirm: int = budget(4, ge=0)
-    """How many of the best candidates are trained again before one is chosen: at the full budget, on the proxy's
-    images; 0 takes the proxy's word."""
-    confirm_seeds: Count = budget(2)
-    """Seeds of the confirmation, other ones than the search's."""
+    race: tuple[Count, ...] = budget((4, 2))
+    """How many of the best candidates are trained at the full budget, on the proxy's images, in each round, one seed a
+    round; the best hand-designed one is among them. The best of the last round is chosen; ``[]`` takes the proxy's
+    word."""
     storage: str | None = speed(None)
     """URL of an Optuna storage; null keeps the trials in the run folder."""
     seed: Seed = numbers(0)
     """Of the candidates' initial weights and data order, of the split of the training images, and of proposals."""
 
+    budget: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?x$")] | None = budget(None)
+    """What search and race may cost of the method ``policies``, in full trainings: ``6x``. It sets ``candidates`` and
+    ``race``; null leaves them as they are."""
+
+    @field_validator("race")
+    @classmethod
+    def _narrows(cls, race: tuple[int, ...]) -> tuple[int, ...]:
+        if list(race) != sorted(race, reverse=True):
+            raise ValueError("expected rounds of no more candidates than the round before")
+        return race
+
     def trainings(self, kinds: int) -> int:
         """Candidate trainings of a whole search; with one kind of knowledge there is nothing to combine."""
+        if self.method == "policies":
+            return self.candidates
         return self.single_budget * kinds + (self.combination_budget if kinds > 1 else 0)
 
     def has_newcomer(self, iteration: int) -> bool:
@@ -289,19 +308,27 @@ class SearchConfig(Section):
 class FinalConfig(Section):
     """The comparison at the full budget on the test images."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = budget((0, 1, 2))
-    """One training per policy and seed; at least 3 for a claim."""
-    policies: tuple[str, ...] = budget(("fitnets", "pkd", "cwd", "skd", "detkds/global"))
-    """Hand-designed policies to stand beside the searched one."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | Literal["auto"] = budget("auto")
+    """One training per policy and seed. ``auto`` after a search: 5 seeds for the plain student, the searched policy and
+    the hand-designed one that validation chose, 8 where their difference is still open then, and 2 for the others;
+    without a search 5 for all."""
+    policies: tuple[str, ...] | None = budget(None)
+    """Hand-designed policies to stand beside the searched one; null: those of the portfolio that did best in the
+    search, or without a search its first."""
     top: Count = budget(1)
     """How many of the search's best policies are retrained."""
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
+    def _distinct(cls, seeds: tuple[int, ...] | Literal["auto"]) -> tuple[int, ...] | Literal["auto"]:
+        if seeds != "auto" and len(set(seeds)) < len(seeds):
             raise ValueError("expected seeds that differ, as each is one training")
         return seeds
+
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """The seeds of the policies that matter most, before more are asked for."""
+        return tuple(range(5)) if self.seeds == "auto" else self.seeds
 
 
 class RunConfig(Section):

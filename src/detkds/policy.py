@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +110,10 @@ class Term:
 
         A constant factor goes into an absolute weight. A weight relative to the gradient does not feel it.
         """
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> Term:
         transforms, distance, factor = canonical_steps(self.knowledge, self.transforms, self.distance)
         levels = tuple(sorted(set(self.levels)))
         weight = self.weight * (factor if self.weighting == "absolute" else 1.0)
@@ -177,7 +182,7 @@ class Policy:
         terms = (replace(term, weight=math.fsum(weights)) for term, weights in merged.items())
         return replace(self, terms=tuple(sorted(terms, key=lambda term: term.key)))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A stable text, equal for two policies exactly when their canonical forms are."""
         return "; ".join(term.key for term in self.canonical().terms) or "plain"

@@ -98,12 +98,17 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_difference(
-    first: Mapping[int, float], second: Mapping[int, float], residual: Residual | None = None
+    first: Mapping[int, float],
+    second: Mapping[int, float],
+    residual: Residual | None = None,
+    *,
+    confidence: float = CONFIDENCE,
 ) -> Difference | None:
-    """The mean of ``first - second`` over the seeds both have, with its 95% Student-t interval.
+    """The mean of ``first - second`` over the seeds both have, with its Student-t interval.
 
     Args:
         residual: gives the interval its spread and degrees of freedom; without it the differences' own are taken.
+        confidence: of the interval.
 
     Returns:
         None where they share no seed.
@@ -121,10 +126,11 @@ def paired_difference(
     mean, spread = mean_and_spread(differences)
     n = len(differences)
     if residual is not None:
-        return _difference(mean, n, residual.df, math.sqrt(2) * residual.spread)
+        factor = float(stats.t.ppf((1 + confidence) / 2, residual.df))
+        return _difference(mean, n, residual.df, math.sqrt(2) * residual.spread, factor)
     if n == 1:
         return Difference(mean, -math.inf, math.inf, n, 0, math.nan)
-    return _difference(mean, n, n - 1, spread)
+    return _difference(mean, n, n - 1, spread, float(stats.t.ppf((1 + confidence) / 2, n - 1)))
 
 
 def pooled_residual(rows: Mapping[str, Mapping[int, float]]) -> Residual | None:
@@ -330,8 +336,7 @@ def _bootstrap(data: tuple[NDArray, ...], statistic: Callable[..., float], resam
     return Interval(float(statistic(*data)), float(low), float(high))
 
 
-def _difference(mean: float, n: int, df: int, spread: float, factor: float | None = None) -> Difference:
-    """With the interval of this many standard errors; those of Student's t where none are given."""
-    factor = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) if factor is None else factor
+def _difference(mean: float, n: int, df: int, spread: float, factor: float) -> Difference:
+    """With the interval of this many standard errors."""
     half = factor * spread / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n, df, spread)

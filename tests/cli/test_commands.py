@@ -164,7 +164,7 @@ def test_a_dry_run_says_why_knowledge_is_left_out_and_where_adapters_stand(
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run))
     halving = ("proxy.epochs=4", "proxy.halving.rungs=[1,3]")
-    ablations = ("search.divide=false", "search.filter=false")
+    ablations = ("search.method=joint", "search.filter=false")
     result = invoke("search", path, "--dry-run", "executor=ray", "workers=3", *halving, *ablations)
     assert result.exit_code == 0, result.output
     assert "left out: " in result.stdout

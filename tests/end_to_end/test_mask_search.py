@@ -50,11 +50,11 @@ def test_search_and_distillation_report_mask_ap(detector: str, tmp_path: Path) -
         "proxy": {"validation": 0.5, "draws": 8, "population": 4, "calibration_batches": 1},
         "search": {
             "knowledge": ["global", "logits"],
+            "method": "divide",
             "single_budget": 2,
             "combination_budget": 1,
             "population": 2,
-            "confirm": 1,
-            "confirm_seeds": 1,
+            "race": [1],
         },
         "final": {"seeds": [0], "policies": ["pkd"]},
         "runs": str(tmp_path / "runs"),

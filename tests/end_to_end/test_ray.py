@@ -41,7 +41,7 @@ run_search(load_config(sys.argv[1], sys.argv[2:]), Progress(impatient))
 @pytest.fixture
 def run_file(tiny_run: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    budgets = {"single_budget": 4, "combination_budget": 2, "parallel": 2}
+    budgets = {"method": "divide", "single_budget": 4, "combination_budget": 2, "parallel": 2}
     changes = {
         "search": {**tiny_run["search"], "knowledge": ["global", "logits"], **budgets},
         "proxy": {**tiny_run["proxy"], "draws": 64, "epochs": 2, "halving": {"rungs": [1], "eta": 2}},

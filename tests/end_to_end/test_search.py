@@ -176,7 +176,7 @@ def test_data_that_changed_under_their_path_are_never_mixed_with_old_results(
     """A run that has begun refuses; a store that knows results of the old data trains everything again."""
     shutil.copytree(tiny_data, tmp_path / "data")
     run = json.loads(json.dumps(tiny_run).replace(str(tiny_data), str(tmp_path / "data")))
-    run["search"] |= {"knowledge": ["global"], "confirm": 0}
+    run["search"] |= {"knowledge": ["global"], "race": []}
     run["final"] = {"seeds": [0], "policies": []}
     path, folder = tmp_path / "run.yaml", tmp_path / "runs" / "tiny"
     path.write_text(yaml.safe_dump(run))

@@ -26,7 +26,7 @@ from detkds.policy_search.result import Result, SearchError, State, rank
 from detkds.policy_search.space import Space
 from detkds.policy_search.storage import open_storage
 
-CONFIG = SearchConfig(population=5, single_budget=9, combination_budget=12)
+CONFIG = SearchConfig(method="divide", population=5, single_budget=9, combination_budget=12)
 LANDSCAPE = SyntheticLandscape(5, rejected=0.15)
 DISTANCES = ("l1", "l2", "kl", "pearson")
 WEIGHTS = (0.5, 1, 2, 5, 10)

@@ -179,7 +179,7 @@ def test_a_search_tells_the_evaluator_who_is_compared(population):
             names.append([group.name for group in groups])
             return results
 
-    config = SearchConfig(population=4, single_budget=6, combination_budget=4)
+    config = SearchConfig(method="divide", population=4, single_budget=6, combination_budget=4)
     outcome = search(Measured(), SPACES, config, population=population)
     assert {study: len(keys) for study, keys in before.items()} == {"global": 6, "logits": 6, COMBINATION: 4}
     assert len(names[0]) == (2 if population == 1 else 8) and len(set(names[0])) == 2
@@ -214,7 +214,7 @@ def test_a_table_can_be_searched_with_halving():
     assert [r.state is State.COMPLETE for r in evaluator.evaluate(POLICIES)] == [False] * 9 + [True] * 3
 
 
-CONFIG = SearchConfig(population=6, single_budget=12, combination_budget=12, parallel=5)
+CONFIG = SearchConfig(method="divide", population=6, single_budget=12, combination_budget=12, parallel=5)
 LANDSCAPE = SyntheticLandscape(5, rejected=0.15, halving=HalvingConfig(rungs=(1, 3), brackets=2))
 COMMON = {"distance": ("l1", "l2", "kl", "pearson"), "weight": (0.5, 1, 2, 5, 10)}
 SPACES = {name: Space(name, COMMON) for name in ("global", "logits")}

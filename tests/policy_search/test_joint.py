@@ -26,7 +26,7 @@ SPACES = {
     "global": Space("global", {"scale": ("none", "scale(1)"), "distance": ("l1", "l2"), "weight": (1, 5)}),
     "logits": Space("logits", {"transform": ("none", "softmax(C)"), "distance": ("l1",), "weight": (1,)}),
 }
-CONFIG = SearchConfig(population=4, single_budget=6, combination_budget=8, divide=False)
+CONFIG = SearchConfig(population=4, single_budget=6, combination_budget=8, method="joint")
 LANDSCAPE = SyntheticLandscape(5, rejected=0.15)
 
 
@@ -156,6 +156,6 @@ def test_kills_change_nothing(tmp_path: Path, spaces: dict[str, Space], whole: S
 
 
 def test_a_store_holds_both_searches(tmp_path: Path, spaces: dict[str, Space], whole: SearchOutcome) -> None:
-    divided = search(LANDSCAPE, spaces, CONFIG.model_copy(update={"divide": True}), tmp_path, seed=3, population=3)
+    divided = search(LANDSCAPE, spaces, CONFIG.model_copy(update={"method": "divide"}), tmp_path, seed=3, population=3)
     assert story(search(LANDSCAPE, spaces, CONFIG, tmp_path, seed=3, population=3)) == story(whole)
     assert divided.trained == whole.trained and set(divided.per_knowledge) == set(spaces)

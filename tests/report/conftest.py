@@ -83,7 +83,7 @@ def summary() -> dict[str, Any]:
             "weighting": "gradient",
             "sampler": "evolution",
             "seed": 0,
-            "divide": True,
+            "method": "divide",
             "filter": True,
             "trainings": 40,
             "epochs": {"trained": 48.5, "saved": 71.5},

@@ -58,7 +58,7 @@ def test_the_page_says_what_the_summary_holds(summary: dict[str, Any], records: 
     said += ["48.5 epochs were trained, 71.5 saved"]
     for text in said:
         assert text in page, text
-    ablated = {**summary["search"], "divide": False, "filter": False}
+    ablated = {**summary["search"], "method": "joint", "filter": False}
     for text in ("all kinds of knowledge in one joint space", "no candidate was refused before training"):
         assert text in render({**summary, "search": ablated}, records) and text not in page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

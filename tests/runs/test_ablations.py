@@ -26,8 +26,8 @@ def undivided(tiny_run: dict[str, Any]) -> dict[str, Any]:
         "  global: {normalise: [none, norm(N)], distance: [l1, l2]}\n"
         "  logits: {distance: [l1, l2]}\n"
     )
-    search = {"divide": False, "space": str(space), "weighting": "absolute", "knowledge": ["global", "logits"]}
-    budgets = {"single_budget": 2, "combination_budget": 3, "population": 2, "confirm": 2, "confirm_seeds": 1}
+    search = {"method": "joint", "space": str(space), "weighting": "absolute", "knowledge": ["global", "logits"]}
+    budgets = {"single_budget": 2, "combination_budget": 3, "population": 2, "race": [2]}
     return {**tiny_run, "search": {**search, **budgets}, "final": {"seeds": [0], "policies": []}}
 
 
@@ -35,7 +35,7 @@ def test_an_undivided_search_runs_to_its_report_and_is_taken_up_again(undivided:
     finished = run_search(parse_config(undivided), heard)
     assert {record.study for record in finished.outcome.trials} == {JOINT}
     assert finished.summary["search"]["trainings"] == 2 * 2 + 3
-    assert not finished.summary["search"]["divide"] and finished.summary["search"]["filter"]
+    assert finished.summary["search"]["method"] == "joint" and finished.summary["search"]["filter"]
     assert len(finished.summary["confirmation"]) == 2
     assert "all kinds of knowledge in one joint space" in (finished.folder / "report.html").read_text()
     trials = (finished.folder / "trials.jsonl").read_text()
@@ -44,7 +44,7 @@ def test_an_undivided_search_runs_to_its_report_and_is_taken_up_again(undivided:
     assert more.summary["search"]["trainings"] == 8
     longer = [json.loads(line) for line in (more.folder / "trials.jsonl").read_text().splitlines()]
     assert longer[: len(trials.splitlines())] == [json.loads(line) for line in trials.splitlines()]
-    for change in ({"divide": True}, {"filter": False}):
+    for change in ({"method": "divide"}, {"filter": False}):
         other = parse_config({**undivided, "search": {**undivided["search"], **change}})
         with pytest.raises(ConfigError, match=f"search.{next(iter(change))} was"):
             run_search(other, heard)

@@ -63,7 +63,7 @@ def test_other_settings_are_refused_and_named(tiny_run: dict[str, Any]) -> None:
     "change",
     [
         {"final": {"seeds": [5], "policies": []}},
-        {"search": {"single_budget": 9, "combination_budget": 8, "confirm": 0}},
+        {"search": {"single_budget": 9, "combination_budget": 8, "race": []}},
         {"proxy": {"population": 3, "cache": {"disk_gb": 1.0}}},
         {"threads": 2, "executor": "processes", "workers": 2, "device": None},
     ],

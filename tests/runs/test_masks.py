@@ -98,7 +98,7 @@ def test_a_teacher_stands_beside_the_students_by_what_both_have(
     with open_session(plan, heard) as session:
         metrics = session.prepare_teacher()
     assert metrics["kind"] == ("mask" if teacher is MASK else "box")
-    confirmed: Any = [type("Confirmed", (), {"policy": plan.policies["pkd"], "to_dict": dict})()]
+    confirmed: Any = [type("Confirmed", (), {"policy": plan.policies["pkd"], "ap": {}, "to_dict": dict})()]
     summary = summarize(plan, metrics, [], [], confirmed, {})
     [row] = summary["rows"]
     assert summary["metric"] == plan.metric

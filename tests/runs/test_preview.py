@@ -53,11 +53,11 @@ def test_costs_add_up_as_by_hand(tiny_run: dict[str, Any]) -> None:
 
 def test_an_undivided_search_costs_as_many_trainings_one_after_the_other(tiny_run: dict[str, Any]) -> None:
     """Minutes, with all parts 60 s but predictions 0: 6 candidates, each step + 5 terms + 2 shared by nobody."""
-    tiny_run["search"] = {**tiny_run["search"], "divide": False, "filter": False}
+    tiny_run["search"] = {**tiny_run["search"], "method": "joint", "filter": False}
     plan = make_plan(parse_config(tiny_run))
     assert estimate(plan, Speed(60, 60, 60, 60, 60, 0, 0))["search"] == pytest.approx(6 * 8)
     found = preview(plan)["search"]
-    assert found["trainings"] == {"single": 0, "combination": 0, "joint": 6, "total": 6}
+    assert found["trainings"] == {"policies": 0, "single": 0, "combination": 0, "joint": 6, "total": 6}
     assert found["joint_policies"] > 1e12 and not found["filter"]
 
 
@@ -67,7 +67,7 @@ def test_halving_costs_the_steps_that_are_expected(tiny_run: dict[str, Any]) -> 
     Rungs after 1 and 3, one of two goes on: 1 + 1/2 + 1/2 + 1/4 = 9/4 epochs, measured 1 + 1/2 + 1/4 times on 8 images.
     """
     tiny_run["proxy"] = {**tiny_run["proxy"], "epochs": 4, "halving": {"rungs": [1, 3], "eta": 2}}
-    tiny_run["search"] = {**tiny_run["search"], "knowledge": ["global"], "single_budget": 6, "confirm": 0}
+    tiny_run["search"] = {**tiny_run["search"], "knowledge": ["global"], "single_budget": 6, "race": []}
     plan = make_plan(parse_config(tiny_run))
     assert estimate(plan, Speed(0, 60, 0, 0, 0, 60, 0))["search"] == pytest.approx(6 * (9 / 4 + 8 * 7 / 4))
     # the teacher and the images are there for 4 epochs of 6 populations: iterations of one study follow each other

@@ -246,7 +246,7 @@ def test_the_stages_of_a_run_have_digests_of_their_own(plan_of: Any) -> None:
         ({"proxy": {"population": 3}}, set()),
         ({"workers": 3, "threads": 1, "executor": "inline"}, set()),
         ({"final": {"seeds": [7], "policies": ["cwd"]}}, set()),
-        ({"search": {"single_budget": 9, "confirm": 3, "seed": 0}}, set()),
+        ({"search": {"single_budget": 9, "race": [3], "seed": 0}}, set()),
         ({"proxy": {"epochs": 2}}, {SEARCH}),
         ({"proxy": {"calibration_batches": 2}}, {SEARCH, CONFIRMATION, COMPARISON, TEACHING}),
         ({"proxy": {"cache": {"mode": "live"}}}, {SEARCH}),

@@ -39,7 +39,7 @@ def compare(
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_comparison
 
-            update = {"final": resolved.final.model_copy(update={"policies": tuple(chosen or resolved.final.policies)})}
+            update = {"final": resolved.final.model_copy(update={"policies": tuple(chosen) or resolved.final.policies})}
             print_plan(resolved.model_copy(update=update), estimate_comparison, as_json)
             return
         from detkds.cli.tables import print_comparison

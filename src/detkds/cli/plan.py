@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,10 @@ def print_plan(config: RunConfig, cost: Callable[[Plan], dict[str, float]], as_j
     """
     from detkds.runs.plan import make_plan
     from detkds.runs.preview import preview
+    from detkds.runs.spending import within_budget
 
     with tempfile.TemporaryDirectory(prefix="detkds-") as scratch:
-        plan = make_plan(config.model_copy(update={"runs": Path(scratch)}))
+        plan = within_budget(make_plan(config.model_copy(update={"runs": Path(scratch)})))
         data = {**preview(plan), "folder": str(config.folder), "minutes": cost(plan)}
     if as_json:
         print_json(data)
@@ -52,17 +53,20 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     inherited = student["inherited_tensors"]
     facts.add_row("student", f"{_detector(student)}, {inherited} tensors inherited from the teacher's neck and head")
     facts.add_row("policies", ", ".join(compared["policies"]))
-    seeds = ", ".join(map(str, compared["seeds"]))
-    facts.add_row("comparison", f"{compared['trainings']} trainings at the full budget, seeds {seeds}")
+    seeds = "5 seeds or more for what matters" if compared["seeds"] == "auto" else f"seeds {_listed(compared['seeds'])}"
+    facts.add_row("comparison", f"{compared['trainings']} trainings at the full budget, {seeds}")
     trainings = search["trainings"]
     spent = f"{trainings['single']} single, {trainings['combination']} of {search['combinations']:,} combinations"
-    if trainings["joint"]:
+    if trainings["policies"]:
+        spent = f"{len(search['portfolio'])} of the portfolio first: {', '.join(search['portfolio'])}"
+    elif trainings["joint"]:
         spent = f"in one joint space of {search['joint_policies']:.2g} policies"
     unfiltered = "" if search["filter"] else ", no candidate refused beforehand"
     facts.add_row(
         "search",
-        f"{trainings['total']} candidate trainings ({spent}), sampler {search['sampler']}, "
-        f"{search['weighting']} weights{unfiltered}",
+        f"{trainings['total']} candidate trainings ({spent}), "
+        + ("" if trainings["policies"] else f"sampler {search['sampler']}, ")
+        + f"{search['weighting']} weights{unfiltered}",
     )
     if halving := search["halving"]:
         rungs = ", ".join(map(str, halving["rungs"]))
@@ -71,7 +75,9 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     if search["evaluator"] == "ray":
         workers = search["workers"] or "one worker per device"
         facts.add_row("Ray workers", f"{workers}; the time below is that of a search in one process")
-    facts.add_row("confirmation", f"{search['confirmations']} trainings of the best candidates at the full budget")
+    race = " -> ".join(map(str, search["race"])) or "none"
+    facts.add_row("race", f"{race} of the best candidates at the full budget, one seed a round")
+    facts.add_row("cost", f"search and race cost {search['cost']:.1f} full trainings")
     console.print(facts)
     console.print(levels_table(pair["levels"]))
     console.print(_knowledge(data["knowledge"]))
@@ -91,6 +97,10 @@ def _knowledge(knowledge: Mapping[str, Any]) -> Table:
     for kind, reason in knowledge["refused"].items():
         table.add_row(kind, "-", "-", escape(f"left out: {reason}"))
     return table
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _detector(entry: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from detkds.policy_search.samplers.base import SearchSampler
 from detkds.policy_search.space import Params, SearchSpace, Space
 from detkds.policy_search.storage import locked, open_storage
 from detkds.policy_search.study import SearchStudy
+from detkds.policy_search.whole import POLICIES, PolicyEvolution, PolicySpace
 from detkds.registry import SAMPLERS, parse_expression
 
 COMBINATION = "combination"
@@ -101,7 +102,8 @@ def search(
 ) -> SearchOutcome:
     """Divide and conquer (Algorithm 1 of the paper): evolve each kind of knowledge alone, then their weights.
 
-    With ``config.divide`` false one study of the joint space spends all trainings instead (the paper's Table 12).
+    That is the method ``divide``. The others have one study that spends all trainings: ``joint`` searches the undivided
+    space (the paper's Table 12), ``policies`` whole policies, beginning with ``warm_start`` as it stands.
 
     The first stage's studies are independent, and advance side by side: one round measures the next candidates of
     each in one call of the evaluator. Called again with the same store the search continues where it ended, and
@@ -116,7 +118,8 @@ def search(
         store: a journal file or run folder, the URL of an Optuna storage, or a storage; None keeps nothing.
         seed: a whole number >= 0.
         on_event: told what happens.
-        warm_start: policies whose terms join the initial populations.
+        warm_start: policies to begin with; of the methods ``divide`` and ``joint`` their terms join the initial
+            populations.
         population: how many candidates the evaluator trains side by side.
         finalists: how many of the best distinct policies are wanted.
 
@@ -146,13 +149,13 @@ def search(
         trials = [trial for study in studies.values() for trial in study.trials]
         if not best:
             raise SearchError([f"{name}: no candidate was completed: {reason}" for name, reason in left_out.items()])
-        if config.divide and len(best) > 1 and config.combination_budget > 0:
+        if config.method == "divide" and len(best) > 1 and config.combination_budget > 0:
             study = _combination(best, trials, spaces, storage, config, seed, chunk, population)
             run_side_by_side([study], evaluator, tell)
             tell(Event("study", study.name, study.best, message=study.stopped))
             trials += study.trials
     ranked = rank(trials)
-    best = best if config.divide else {}
+    best = best if config.method == "divide" else {}
     return SearchOutcome(ranked[0], best, tuple(ranked[:finalists]), tuple(trials), left_out)
 
 
@@ -229,8 +232,13 @@ def _samplers(
     spaces: Mapping[str, Space], config: SearchConfig, seed: int, warm_start: Sequence[Policy]
 ) -> dict[str, SearchSampler]:
     """The sampler of every study of the first stage, or of the only one; their budget is ``single_budget``."""
+    if config.method == "policies":
+        whole = PolicySpace(spaces)
+        begin = [whole.params(policy) for policy in warm_start]
+        config = config.model_copy(update={"single_budget": config.candidates})
+        return {POLICIES: PolicyEvolution(whole, study_seed(seed, POLICIES), config, begin)}
     choices = _warm_choices(warm_start, spaces)
-    if config.divide:
+    if config.method == "divide":
         initial = {name: [parts[name] for parts in choices if name in parts] for name in spaces}
         searched: Mapping[str, SearchSpace] = spaces
     else:

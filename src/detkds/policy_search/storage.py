@@ -23,6 +23,7 @@ from detkds.policy import Policy
 from detkds.policy_search.journal import RESTORE, JournalFile
 from detkds.policy_search.result import SearchError, State, Trial
 from detkds.policy_search.space import SearchSpace
+from detkds.policy_search.whole import PolicySpace
 
 PROPOSAL, WAVE, ORIGIN = "proposal", "wave", "origin"
 """Attributes in which a trial keeps what it was proposed as and its wave, and a study what it was begun with."""
@@ -102,7 +103,7 @@ class StoredTrials:
             value=None if running else trial.ap,
             datetime_start=datetime.now(),
             datetime_complete=None if running else datetime.now(),
-            params=dict(trial.params),
+            params={gene: trial.params[gene] for gene in self._distributions},
             distributions=self._distributions,  # type: ignore[arg-type]
             user_attrs={"key": trial.key, "policy": trial.policy.to_dict(), **({} if running else _outcome(trial))},
             system_attrs={PROPOSAL: proposal, **({WAVE: list(trial.wave)} if trial.wave else {})},
@@ -134,9 +135,11 @@ class StoredTrials:
     def _load(self, study: str, stored: FrozenTrial) -> Trial:
         try:
             params = {name: stored.params[name] for name in self._space.genes}
-            for name, option in params.items():
-                if option not in self._space.genes[name]:
-                    raise ValueError(f"{name}: {option!r} is no option")
+            if isinstance(self._space, PolicySpace):
+                params = self._space.params(Policy.from_dict(stored.user_attrs["policy"]))
+            for name, options in self._space.genes.items():
+                if params[name] not in options:
+                    raise ValueError(f"{name}: {params[name]!r} is no option")
             proposal, wave = stored.system_attrs[PROPOSAL], stored.system_attrs.get(WAVE)
             trial = Trial(
                 study, stored.number, None, params, self._space.policy(params), self._space.key(params),

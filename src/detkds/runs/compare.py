@@ -68,7 +68,7 @@ def _costs(session: Session) -> dict[str, dict[str, Any]]:
     session.progress.stage("cost of a step", 1)
     policies = [entry.policy for entry in entries]
     costs = step_costs(
-        plan.setups[COMPARISON], policies, plan.config.final.seeds[0], session.folder / "step_cost.jsonl"
+        plan.setups[COMPARISON], policies, plan.config.final.first_seeds[0], session.folder / "step_cost.jsonl"
     )
     return {entry.name: asdict(cost) for entry, cost in zip(entries, costs, strict=True)}
 

@@ -8,10 +8,13 @@ from typing import Any
 
 from detkds.policy import Policy
 from detkds.runs.plan import COMPARISON, Plan
-from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, with_differences
+from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, Row, is_open, with_differences
 from detkds.statistics import mean_and_spread
 from detkds.tasks.scheduler import Scheduler
 from detkds.tasks.task import Task, TaskResult
+
+FIRST_LOOK, SECOND_LOOK, FEW = 5, 8, 2
+"""Seeds of what matters most, those where its difference is open after the first, and of the others."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,18 @@ class Contender:
     inherit: bool = True
 
 
-def contenders(plan: Plan, searched: Sequence[Policy]) -> list[Contender]:
-    """The plain student, with its own and any inherited neck and head, then the hand-designed and the searched."""
+def contenders(plan: Plan, searched: Sequence[Policy], hand: Mapping[str, Policy] | None = None) -> list[Contender]:
+    """The plain student, with its own and any inherited neck and head, then the hand-designed and the searched.
+
+    Args:
+        hand: the hand-designed policies by name; None for those of the plan.
+    """
     plain = [Contender(PLAIN, "plain", Policy(), inherit=False)]
     if plan.inherited:
         plain.append(Contender(INHERITED, "plain", Policy()))
-    hand = [Contender(name, "hand", policy) for name, policy in plan.policies.items()]
-    found = [
-        Contender(SEARCHED if i == 0 else f"{SEARCHED} #{i + 1}", "searched", policy)
-        for i, policy in enumerate(searched)
-    ]
-    return plain + hand + found
+    rivals = [Contender(name, "hand", policy) for name, policy in (plan.policies if hand is None else hand).items()]
+    names = [SEARCHED, *(f"{SEARCHED} #{place}" for place in range(2, len(searched) + 1))]
+    return plain + rivals + [Contender(name, "searched", policy) for name, policy in zip(names, searched, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,41 @@ class Comparison:
     trainings: list[dict[str, Any]]
 
 
-def compare(plan: Plan, scheduler: Scheduler, contenders: Sequence[Contender]) -> Comparison:
+def compare(
+    plan: Plan, scheduler: Scheduler, contenders: Sequence[Contender], opponent: str | None = None
+) -> Comparison:
     """Train every contender once per seed at the full budget, measure it on the test images, and sum up.
 
-    All contenders of a seed share initial weights, batches and augmentation.
+    All contenders of a seed share initial weights, batches and augmentation. With ``final.seeds: auto`` and an
+    opponent, the searched policy, its opponent and the plain students have :data:`FIRST_LOOK` seeds and, where the
+    interval of the first two's difference then holds 0, :data:`SECOND_LOOK`; all others :data:`FEW`.
+
+    Args:
+        opponent: the name of the hand-designed contender that the searched policy is to be held against.
     """
-    seeds = plan.config.final.seeds
-    scheduler.progress.stage(COMPARISON, len(contenders) * len(seeds))
+    matter = {SEARCHED, opponent} | {contender.name for contender in contenders if contender.kind == "plain"}
+    given = plan.config.final.seeds
+    focused = given == "auto" and opponent is not None
+    counts = {c.name: FIRST_LOOK if not focused or c.name in matter else FEW for c in contenders}
+    comparison = _compare(plan, scheduler, contenders, given if given != "auto" else counts)
+    if focused and is_open(comparison.rows, opponent):
+        counts |= {name: SECOND_LOOK for name in counts if name in matter}
+        comparison = _compare(plan, scheduler, contenders, counts)
+    return comparison
+
+
+def _compare(
+    plan: Plan, scheduler: Scheduler, contenders: Sequence[Contender], seeds: Sequence[int] | Mapping[str, int]
+) -> Comparison:
+    of_each = {c.name: range(seeds[c.name]) if isinstance(seeds, Mapping) else seeds for c in contenders}
+    every = dict.fromkeys(seed for own in of_each.values() for seed in own)
     tasks = {
         (contender.name, seed): comparison_task(plan, contender.policy, seed, contender.name, contender.inherit)
-        for seed in seeds
+        for seed in every
         for contender in contenders
+        if seed in of_each[contender.name]
     }
+    scheduler.progress.stage(COMPARISON, len(tasks))
     results = dict(zip(tasks, scheduler.run(list(tasks.values())), strict=True))
     trainings = [
         {"name": name, "seed": seed, "metrics": dict(result.metrics) or None}

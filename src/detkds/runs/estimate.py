@@ -22,7 +22,7 @@ from detkds.policy_search.halving import expected_shares
 from detkds.policy_search.space import points
 from detkds.runs.executors import count_workers
 from detkds.runs.plan import COMPARISON, TEACHING, Plan, absolute
-from detkds.runs.preview import confirmations, populations, trainings
+from detkds.runs.preview import comparisons, confirmations, populations, trainings
 from detkds.structures import Batch
 from detkds.training.batch_files import BatchFiles
 from detkds.training.setup import TrainingSetup
@@ -95,7 +95,7 @@ def estimate(plan: Plan, speed: Speed | None = None) -> dict[str, float]:
     spent, total = trainings(plan), plan.config.search.trainings(kinds)
     shared = speed.data + speed.teacher_forward
     stepped, checked = _expected(plan)
-    terms_of_all = spent.single + (spent.combination + spent.joint) * kinds
+    terms_of_all = spent.single + (spent.combination + spent.joint + spent.policies) * kinds
     steps_of_all = total * speed.student_step + terms_of_all * speed.distillation
     search = stepped * proxy * steps_of_all + checked * check * total
     answer = speed.teacher_forward if speed.teacher_search is None else speed.teacher_search
@@ -124,7 +124,8 @@ def _comparison_seconds(plan: Plan, speed: Speed, found: int) -> float:
     entries = 1 + bool(plan.inherited) + len(plan.policies) + found
     one_seed = steps * (entries * speed.student_step + terms * speed.distillation)
     one_seed += -(-entries // config.proxy.population) * steps * (speed.data + speed.teacher_forward)
-    return len(config.final.seeds) * (one_seed + entries * len(plan.test_data) * speed.student_predict)
+    one_seed += entries * len(plan.test_data) * speed.student_predict
+    return comparisons(plan, found) / entries * one_seed
 
 
 def estimate_training(plan: Plan, which: str, policy: Policy | None = None) -> dict[str, float]:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,10 @@ from detkds.distiller import check_pair
 from detkds.errors import ConfigError, Faults, UserError
 from detkds.policy import Policy, load_policy
 from detkds.policy_search.divide_and_conquer import check_sampler
-from detkds.policy_search.halving import check_rungs
+from detkds.policy_search.portfolio import Entry, load_portfolio
 from detkds.policy_search.space import Space, load_spaces
 from detkds.registry import KNOWLEDGE
+from detkds.runs.checks import check_executor, check_halving, check_roles, check_training, proxy_training
 from detkds.runs.datasets import load_data, require_masks, split_data
 from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, TEACHER
 from detkds.tasks.content import files_of, setup_digest
@@ -37,8 +38,8 @@ from detkds.training.setup import TrainingSetup
 from detkds.training.student import seeded
 from detkds.version import __version__
 
-FEATURES = "features"
-"""The detector that is a body alone: it has its own weights, and predicts nothing."""
+RIVALS = 4
+"""Hand-designed policies beside the searched one, where the configuration does not name them."""
 
 TEACHING, SEARCH, CONFIRMATION, COMPARISON = "teacher", "search", "confirmation", "comparison"
 """The stages of a run, and the names of what their trainings share."""
@@ -56,7 +57,8 @@ class Plan:
             students teach themselves, another student, against which losses are checked and scaled.
         spaces: what is searched, by kind of knowledge.
         refused: kinds of knowledge this pair cannot offer, with the reason.
-        policies: the hand-designed policies of the final comparison.
+        policies: the hand-designed policies of the final comparison, as far as the configuration says.
+        portfolio: what the search knows of hand-designed policies, of those that the pair can serve.
         warm_start: policies that the search begins with.
         halving: stops losing candidates of the search early; None where all are trained to the end.
         inherited: names of the tensors the student takes over from the teacher.
@@ -74,6 +76,7 @@ class Plan:
     spaces: Mapping[str, Space]
     refused: Mapping[str, str]
     policies: Mapping[str, Policy]
+    portfolio: tuple[Entry, ...]
     warm_start: tuple[Policy, ...]
     halving: HalvingConfig | None
     inherited: tuple[str, ...]
@@ -163,8 +166,7 @@ class Plan:
     @property
     def proxy_config(self) -> TrainConfig:
         """The training configuration of the proxy."""
-        proxy = self.config.proxy
-        return self.config.train.model_copy(update={"epochs": proxy.epochs, "draws": proxy.draws})
+        return proxy_training(self.config)
 
 
 def load_run(path: str | Path, overrides: Iterable[str] = (), fork: str | None = None) -> RunConfig:
@@ -218,7 +220,7 @@ def make_plan(config: RunConfig) -> Plan:
     attempt(check_executor, config)
     attempt(check_training, config)
     spaces = attempt(load_spaces, config.search.space, config.search.weighting, config.search.knowledge)
-    loaded = {name: attempt(load_policy, name) for name in config.final.policies}
+    loaded = {name: attempt(load_policy, name) for name in config.final.policies or ()}
     first = {name: attempt(load_policy, name) for name in config.search.warm_start}
     names = data[0].class_names if data else NAMES[: config.data.embedded_classes]
     # Its own average says at first what a student says itself; losses are checked and scaled against another student.
@@ -247,6 +249,7 @@ def make_plan(config: RunConfig) -> Plan:
     offered = {kind: space for kind, space in spaces.items() if kind not in refused}
     if not offered:
         raise ConfigError([f"this pair offers no {kind}: {reason}" for kind, reason in refused.items()])
+    portfolio = servable(load_portfolio(), student, teacher)
     return Plan(
         config=config,
         device=device,
@@ -258,12 +261,32 @@ def make_plan(config: RunConfig) -> Plan:
         teacher_ready=config.self_taught or config.teacher.weights is not None or teacher.info.layout.kind == "none",
         spaces=offered,
         refused=refused,
-        policies=policies,
+        policies=policies if config.final.policies is not None else as_published(portfolio),
+        portfolio=portfolio,
         warm_start=tuple(first.values()),
         halving=config.proxy.halving,
         inherited=tuple(student.inherit(teacher)) if config.inherits else (),
         masks=student.info.masks,
     )
+
+
+def servable(entries: Iterable[Entry], student: Detector, teacher: Detector) -> tuple[Entry, ...]:
+    """The entries of a portfolio that a pair can serve."""
+
+    def fits(entry: Entry) -> bool:
+        try:
+            check_pair(absolute(load_policy(entry.policy)), student, teacher)
+        except UserError:
+            return False
+        return True
+
+    return tuple(entry for entry in entries if fits(entry))
+
+
+def as_published(portfolio: Sequence[Entry]) -> dict[str, Policy]:
+    """The first hand-designed policies of a portfolio, as they were published."""
+    names = list(dict.fromkeys(entry.policy for entry in portfolio))
+    return {name: load_policy(name) for name in names[:RIVALS]}
 
 
 def _named(policies: Mapping[str, Policy]) -> dict[str, Policy]:
@@ -299,64 +322,6 @@ def make_teacher(config: DetectorConfig, class_names: tuple[str, ...], seed: int
     """
     teacher = make_detector(config, known_class_names(config) or class_names, seed)
     return teacher if config.size in (None, size) else Rescaled(teacher, config.size / size)
-
-
-def check_roles(config: RunConfig) -> None:
-    """What only a teacher may have, and what it may not have together.
-
-    Raises:
-        ConfigError: listing every fault.
-    """
-    faults = Faults()
-    if config.parent is not None and not (config.runs / config.parent).is_dir():
-        faults.add(f"parent: expected a run to take results over from, found no folder {config.runs / config.parent}")
-    for key in ("classes", "size"):
-        if getattr(config.student, key) is not None:
-            faults.add(f"student: {key}: a student has those of the data; leave it out")
-    if config.self_taught:
-        given = [key for key, value in config.teacher if key != "detector" and value not in (None, {}, False)]
-        if given:
-            faults.add(f"teacher: the detector 'self' is the student's average and takes no {', '.join(given)}")
-        if config.train.ema is None:
-            faults.add("train.ema: a student that teaches itself needs the decay of its moving average, such as 0.99")
-    elif config.teacher.weights is None and config.teacher.train is None and config.teacher.detector != FEATURES:
-        faults.add("teacher: expected weights (a file or URL), or train: how to train it first; got neither")
-    if config.teacher.weights is None and config.teacher.classes is not None:
-        faults.add("teacher: classes: a teacher that is trained first learns the classes of the data; leave it out")
-    faults.raise_as(ConfigError)
-
-
-def check_halving(config: RunConfig) -> None:
-    """Make sure that losing candidates stop before the proxy's training ends.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    if config.proxy.halving is not None:
-        check_rungs(config.proxy.halving.rungs, config.proxy.epochs)
-
-
-def check_training(config: RunConfig) -> None:
-    """What fields of a training need of one another.
-
-    Raises:
-        ConfigError: listing every fault.
-    """
-    faults = Faults()
-    for name, train in (("train", config.train), ("teacher.train", config.teacher.train)):
-        if train is not None and train.keep == "best" and train.validate_every is None:
-            faults.add(f"{name}.keep: best needs {name}.validate_every, the passes between two measurements")
-    faults.raise_as(ConfigError)
-
-
-def check_executor(config: RunConfig) -> None:
-    """Find out before anything runs whether the executor can be had.
-
-    Raises:
-        ConfigError: listing every fault.
-    """
-    if config.executor == "ray" and importlib.util.find_spec("ray") is None:
-        raise ConfigError("executor: ray is not installed; install it with: pip install 'detkds[ray]'")
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -12,10 +12,12 @@ from detkds.detectors.base import Detector
 from detkds.policy_search.combination import CombinationSpace
 from detkds.policy_search.joint import JointSpace
 from detkds.policy_search.space import Space, points
-from detkds.runs.comparison import contenders
+from detkds.policy_search.whole import WAVE
+from detkds.runs.comparison import FEW, FIRST_LOOK, contenders
 from detkds.runs.datasets import describe_data
 from detkds.runs.pair import describe_levels
 from detkds.runs.plan import Plan
+from detkds.runs.spending import search_cost
 
 
 def preview(plan: Plan) -> dict[str, Any]:
@@ -67,20 +69,24 @@ def preview(plan: Plan) -> dict[str, Any]:
             "trainings": asdict(trainings(plan)) | {"total": settings.trainings(len(plan.spaces))},
             "combinations": combinations(plan.spaces),
             "joint_policies": JointSpace(plan.spaces).count_canonical(),
-            "confirmations": confirmations(plan),
+            "portfolio": [entry.name for entry in plan.portfolio[: settings.portfolio]],
+            "race": list(settings.race),
+            "cost": search_cost(plan),
         },
         "comparison": {
             "policies": [*compared, searched],
-            "seeds": list(config.final.seeds),
-            "trainings": (len(compared) + config.final.top) * len(config.final.seeds),
+            "seeds": config.final.seeds if config.final.seeds == "auto" else list(config.final.seeds),
+            "trainings": comparisons(plan, config.final.top),
         },
     }
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """Candidate trainings of a search: of single terms, of their combinations, and of the undivided space."""
+    """Candidate trainings of a search: of whole policies, or of single terms, of their combinations, and of the
+    undivided space."""
 
+    policies: int = 0
     single: int = 0
     combination: int = 0
     joint: int = 0
@@ -90,20 +96,38 @@ def trainings(plan: Plan) -> Trainings:
     """What the search spends."""
     settings, kinds = plan.config.search, len(plan.spaces)
     single, total = settings.single_budget * kinds, settings.trainings(kinds)
-    return Trainings(single, combination=total - single) if settings.divide else Trainings(joint=total)
+    if settings.method == "divide":
+        return Trainings(single, combination=total - single)
+    return Trainings(joint=total) if settings.method == "joint" else Trainings(policies=total)
 
 
 def populations(plan: Plan) -> int:
     """About how many populations a search trains: iterations of one study follow each other, kinds go side by side."""
     spent, parallel, most = trainings(plan), plan.config.search.parallel, plan.config.proxy.population
+    if spent.policies:
+        return math.ceil(spent.policies / min(most, WAVE))
     singles, others = min(most, len(plan.spaces) * parallel), min(most, parallel)
     return math.ceil(spent.single / singles) + math.ceil((spent.combination + spent.joint) / others)
 
 
 def confirmations(plan: Plan) -> int:
     """Trainings at the full budget between search and comparison."""
-    search = plan.config.search
-    return max(search.confirm, plan.config.final.top) * search.confirm_seeds if search.confirm else 0
+    rounds = plan.config.search.race
+    return sum(rounds) + max(0, plan.config.final.top - rounds[0]) if rounds else 0
+
+
+def comparisons(plan: Plan, searched: int) -> int:
+    """Trainings of the comparison, before more seeds are asked for.
+
+    Args:
+        searched: how many of the search's policies are in it; 0 without a search.
+    """
+    plain, seeds = 1 + bool(plan.inherited), plan.config.final.seeds
+    if seeds != "auto":
+        return (plain + len(plan.policies) + searched) * len(seeds)
+    hand = len(plan.policies)
+    few = hand - 1 if searched else 0
+    return (plain + hand - few + searched) * FIRST_LOOK + few * FEW
 
 
 def combinations(spaces: Mapping[str, Space]) -> int:

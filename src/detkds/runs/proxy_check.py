@@ -60,7 +60,8 @@ def run_proxy_check(config: RunConfig, policies: int, seeds: int, progress: Prog
             records = _on_the_proxy(session, scheduler, policies)
             done = [record for record in records if record.state is State.COMPLETE]
             progress.stage("full budget", len(done) * seeds)
-            full = at_full_budget(plan, scheduler, {record.place: record.best_policy for record in done}, seeds)
+            numbers = [plan.config.search.seed + 1 + index for index in range(seeds)]
+            full = at_full_budget(plan, scheduler, {record.place: record.best_policy for record in done}, numbers)
         check = _summed_up(plan, records, full, seeds)
         write_text(session.folder / RECORD, json.dumps(check, indent=1, allow_nan=False))
         agreement_plot(check, session.folder / PICTURE)

@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from detkds.config import RunConfig
-from detkds.policy import Policy
+from detkds.policy import Policy, load_policy
 from detkds.policy_search.divide_and_conquer import Event, SearchOutcome, search
-from detkds.policy_search.result import Trial
+from detkds.policy_search.result import SearchError, Trial, rank
+from detkds.policy_search.whole import PORTFOLIO
 from detkds.progress import Progress
 from detkds.report import write_report
 from detkds.report.agreement import read_check
 from detkds.runs.candidates import ProxyEvaluator, relative_policies
 from detkds.runs.comparison import compare, comparison_task, contenders
-from detkds.runs.confirmation import confirm
+from detkds.runs.confirmation import Confirmed, confirm
 from detkds.runs.executors import prepare_workers
-from detkds.runs.plan import SEARCH, Plan, make_plan
+from detkds.runs.plan import RIVALS, SEARCH, Plan, make_plan
 from detkds.runs.session import Session, deliver, open_session
+from detkds.runs.spending import within_budget
 from detkds.runs.summary import summarize, write_summary
 from detkds.runs.teacher_outputs import describe
-from detkds.runs.verdict import SEARCHED, Row
+from detkds.runs.verdict import LEARNED, PLAIN, SEARCHED, Row
 from detkds.tasks.scheduler import Scheduler
 
 
@@ -44,7 +46,7 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
         UserError: every fault in the configuration, before anything is trained.
     """
     prepare_workers(config)
-    plan = make_plan(config)
+    plan = within_budget(make_plan(config))
     with open_session(plan, progress) as session:
         teacher = session.prepare_teacher()
         with session.scheduler() as scheduler:
@@ -54,10 +56,12 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
                 confirmed = confirm(plan, scheduler, outcome)
                 progress.note(f"chosen: {confirmed[0].record.place}  {confirmed[0].policy}")
             chosen = [candidate.policy for candidate in confirmed[: config.final.top]]
+            hand = rivals(plan, confirmed, outcome)
+            opponent = next((name for name in hand if name in hand_designed(confirmed)), None)
             with session.clocked("comparison"):
-                comparison = compare(plan, scheduler, contenders(plan, chosen))
+                comparison = compare(plan, scheduler, contenders(plan, chosen, hand), opponent)
             ship(session, scheduler, comparison.rows, chosen)
-        summary = summarize(plan, teacher, comparison.rows, outcome.trials, confirmed, session.seconds())
+        summary = summarize(plan, teacher, comparison.rows, outcome.trials, confirmed, session.seconds(), opponent)
         summary["teacher_outputs"] = describe(plan, session.folder)
         summary["proxy_check"] = read_check(session.folder)
         write_summary(session.folder, summary, outcome.trials, chosen[0], comparison.trainings)
@@ -73,9 +77,14 @@ def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
     for kind, reason in plan.refused.items():
         progress.note(f"{kind} is not searched: {reason}")
     evaluator = ProxyEvaluator(plan, scheduler)
+    begun: list[Trial] = []
 
     def on_event(event: Event) -> None:
         record = event.trial
+        if record is not None and record.role == PORTFOLIO:
+            begun.append(record)
+            if len(begun) == len(begin):
+                check_proxy(plan, begun)
         if event.kind == "round":
             evaluator.labels = [f"{candidate.study}/{candidate.number}" for candidate in event.candidates]
         elif event.kind == "stored" and record is not None:
@@ -88,6 +97,8 @@ def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
     begin: Sequence[Policy] = plan.warm_start
     if config.search.weighting == "gradient":
         begin = relative_policies(plan, begin)
+    if config.search.method == "policies":
+        begin = [Policy(name=PLAIN), *begin, *portfolio_forms(plan)]
     return search(
         evaluator,
         plan.spaces,
@@ -101,6 +112,46 @@ def find_policy(session: Session, scheduler: Scheduler) -> SearchOutcome:
     )
 
 
+def check_proxy(plan: Plan, begun: Sequence[Trial]) -> None:
+    """Make sure that the proxy tells anything, before more is spent on it.
+
+    Raises:
+        SearchError: none of the policies that the search begins with learned anything on it.
+    """
+    best = max((trial.ap for trial in begun if trial.ap is not None), default=None)
+    if best is not None and best < LEARNED:
+        epochs, full = plan.proxy_config.epochs, plan.config.train.epochs
+        raise SearchError(
+            f"proxy: after {epochs} of {full} passes the best of {len(begun)} policies has {best:.1f} AP on the"
+            " validation images, so that candidates cannot be told apart; train it for longer"
+            f" (proxy.epochs={min(full, 2 * epochs)}, in a run of another name), or first make sure that the student"
+            " learns the data at all: detkds train"
+        )
+
+
+def portfolio_forms(plan: Plan) -> list[Policy]:
+    """The policies of the portfolio that the search begins with, their weights as ratios to the task's
+    gradient."""
+    entries = plan.portfolio[: plan.config.search.portfolio]
+    shipped = [load_policy(entry.policy) for entry in entries]
+    relative = relative_policies(plan, shipped)
+    return [entry.form(relative_form) for entry, relative_form in zip(entries, relative, strict=True)]
+
+
+def hand_designed(confirmed: Sequence[Confirmed]) -> dict[str, Policy]:
+    """The hand-designed policies of a race by name, the best by validation first."""
+    return {racer.record.policy.name: racer.policy for racer in confirmed if racer.hand_designed}
+
+
+def rivals(plan: Plan, confirmed: Sequence[Confirmed], outcome: SearchOutcome) -> dict[str, Policy]:
+    """The hand-designed policies to stand beside the searched one: those that are named, or the best in race and
+    search."""
+    if plan.config.final.policies is not None or plan.config.search.method != "policies":
+        return dict(plan.policies)
+    ranked = hand_designed([*confirmed, *(Confirmed(trial) for trial in rank(outcome.trials))])
+    return dict(list(ranked.items())[:RIVALS])
+
+
 def tell_stored(progress: Progress, trial: Trial) -> None:
     """Count a trial that an earlier process measured."""
     if trial.counts:
@@ -110,7 +161,7 @@ def tell_stored(progress: Progress, trial: Trial) -> None:
 def ship(session: Session, scheduler: Scheduler, rows: Sequence[Row], chosen: Sequence[Policy]) -> None:
     """``student.safetensors``: the student of the chosen policy's first seed that did not fail."""
     shipped = next(row for row in rows if row.name == SEARCHED)
-    seeds = [seed for seed in session.plan.config.final.seeds if seed in shipped.ap]
+    seeds = list(shipped.ap)
     target = session.folder / "student.safetensors"
     target.unlink(missing_ok=True)
     if seeds:

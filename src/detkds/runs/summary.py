@@ -32,18 +32,24 @@ def summarize(
     records: Sequence[Trial],
     confirmed: Sequence[Confirmed],
     seconds: Mapping[str, float],
+    opponent: str | None = None,
 ) -> dict[str, Any]:
-    """Collect everything a reader needs to judge the run; AP in points (0-100)."""
+    """Collect everything a reader needs to judge the run; AP in points (0-100).
+
+    Args:
+        opponent: the hand-designed policy that the validation images chose.
+    """
     counts = {state: sum(r.state is not None and r.state.value == state for r in records) for state in _STATES}
     return {
-        **compared(plan, teacher, rows, seconds),
+        **compared(plan, teacher, rows, seconds, opponent, confirmed[0].mean if confirmed[0].ap else None),
+        "opponent": opponent,
         "policy": confirmed[0].policy.to_dict(),
         "confirmation": [one.to_dict() for one in confirmed],
         "search": {
             "weighting": plan.config.search.weighting,
             "sampler": plan.config.search.sampler,
             "seed": plan.config.search.seed,
-            "divide": plan.config.search.divide,
+            "method": plan.config.search.method,
             "filter": plan.config.search.filter,
             "trainings": sum(record.counts for record in records),
             "epochs": _proxy_epochs(plan, records),
@@ -55,17 +61,26 @@ def summarize(
 
 
 def compared(
-    plan: Plan, teacher: Mapping[str, Any], rows: Sequence[Row], seconds: Mapping[str, float]
+    plan: Plan,
+    teacher: Mapping[str, Any],
+    rows: Sequence[Row],
+    seconds: Mapping[str, float],
+    opponent: str | None = None,
+    validation: float | None = None,
 ) -> dict[str, Any]:
-    """What a comparison at the full budget shows, and on what data, pair and machine; AP in points (0-100)."""
+    """What a comparison at the full budget shows, and on what data, pair and machine; AP in points (0-100).
+
+    Args:
+        opponent, validation: as in :func:`detkds.runs.verdict.verdict`.
+    """
     measured = [_teacher_row(teacher, plan)] if teacher else []
     return {
         "name": plan.config.name,
         "version": detkds.__version__,
         "metric": plan.metric,
-        "verdict": verdict(rows, plan.metric),
+        "verdict": verdict((*measured, *rows), plan.metric, opponent, validation),
         "rows": [row.to_dict() for row in (*measured, *rows)],
-        "seeds": list(plan.config.final.seeds),
+        "seeds": sorted({seed for row in rows for seed in row.ap}),
         "data": {
             "train": describe_data(plan.train_data),
             "test": describe_data(plan.test_data),

@@ -74,7 +74,7 @@ def run_distill(
         plan = make_plan(own)
         check_pair(absolute(wanted), plan.build_student(0, False), plan.teacher)
         plan.setups[COMPARISON].steps(epochs=1, world=processes.world)  # refuses more processes than batches
-        seed = config.final.seeds[0] if seed is None else seed
+        seed = config.final.first_seeds[0] if seed is None else seed
         task = comparison_task(plan, wanted, seed, wanted.name or "policy")
         if not processes.first:
             _follow(plan, task, processes)

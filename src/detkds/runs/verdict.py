@@ -18,6 +18,12 @@ from detkds.statistics import (
 TEACHER, PLAIN, INHERITED, SEARCHED = "teacher", "plain", "plain, inherited", "searched"
 """The names of the lines of a comparison that are no hand-designed policy."""
 
+LOOK_CONFIDENCE = 1 - 0.0294
+"""Of each interval where the numbers may be looked at twice."""
+
+LEARNED = 1.0
+"""AP below which a student has learned nothing."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -76,7 +82,28 @@ def with_differences(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, to_plain=to_plain(row)) for row in rows]
 
 
-def verdict(rows: Sequence[Row], metric: str = "AP", opponent: str | None = None) -> str:
+def is_open(rows: Sequence[Row], opponent: str | None) -> bool:
+    """Whether the searched policy's difference to its opponent may still be 0, by the interval of a first look."""
+    named = {row.name: row for row in rows if row.ap}
+    if SEARCHED not in named or opponent not in named:
+        return False
+    edge = edge_over(named[SEARCHED], named[opponent], comparison_residual(rows))
+    return edge is not None and edge.low <= 0 <= edge.high
+
+
+def edge_over(searched: Row, opponent: Row, residual: Residual | None) -> Difference | None:
+    """How far the searched policy stands above an opponent that validation images chose.
+
+    The interval is that of one of two looks at the numbers: each at :data:`LOOK_CONFIDENCE`, so that both together are
+    wrong in 5 % of comparisons (Pocock, *Group sequential methods*, Biometrika 1977, two looks).
+    """
+    pooled = residual if residual is not None and residual.covers(searched.name, opponent.name) else None
+    return paired_difference(searched.ap, opponent.ap, pooled, confidence=LOOK_CONFIDENCE)
+
+
+def verdict(
+    rows: Sequence[Row], metric: str = "AP", opponent: str | None = None, validation: float | None = None
+) -> str:
     """One paragraph: who won, by how much against the plain student and the best hand-designed policy, and how sure.
 
     The plain student is the :func:`baseline` of the table. Where at least three rows are comparable, intervals are
@@ -86,6 +113,7 @@ def verdict(rows: Sequence[Row], metric: str = "AP", opponent: str | None = None
     Args:
         metric: what the rows' AP is called.
         opponent: the hand-designed policy that validation images chose; None for the best one here.
+        validation: mean AP of the searched policy on the validation images, where it was chosen.
     """
     students = [row for row in rows if row.kind != "teacher" and row.ap]
     base, residual = baseline(students), comparison_residual(students)
@@ -105,20 +133,28 @@ def verdict(rows: Sequence[Row], metric: str = "AP", opponent: str | None = None
             f"'{winner.name}' has the best mean, {_points(winner, metric)}, {gain.mean:+.1f} over the plain student "
             f"'{base.name}', but within noise: {_evidence(gain, metric)}."
         ]
+    lines += _nothing_learned(rows, base)
     searched = [row for row in distilled if row.kind == "searched"]
     hand = [row for row in distilled if row.kind == "hand"]
     chosen = [row for row in hand if row.name == opponent]
     if searched and hand:
         best = max(searched, key=lambda row: row.mean)
-        rival, behind = _best_over(best, chosen or hand, residual)
-        if behind is not None:
-            edge = -behind
+        if chosen:
+            rival, edge = chosen[0], edge_over(best, chosen[0], residual)
+        else:
+            rival, behind = _best_over(best, hand, residual)
+            edge = None if behind is None else -behind
+        if rival.policy == best.policy:
+            lines.append(f"The search chose the hand-designed policy '{rival.name}' itself.")
+        elif edge is not None:
             noise = "" if edge.low > 0 or edge.high < 0 else "within noise: "
             title = "the hand-designed one that validation chose" if chosen else "the best hand-designed one"
             lines.append(
                 f"The searched policy stands {edge.mean:+.1f} against {title}, '{rival.name}' "
                 f"({noise}{_evidence(edge, metric)})."
             )
+    if searched and validation is not None:
+        lines.append(f"On the validation images that chose it it had {validation:.1f}, here {searched[0].mean:.1f}.")
     return " ".join(lines)
 
 
@@ -130,6 +166,23 @@ def _best_over(control: Row, group: Sequence[Row], residual: Residual | None) ->
     rivals = {row.name: row.ap for row in group if residual.covers(row.name)}
     below = differences_to_many(control.ap, rivals, residual).get(best.name)
     return best, None if below is None else -below
+
+
+def _nothing_learned(rows: Sequence[Row], plain: Row) -> list[str]:
+    """What makes a comparison say nothing, where it does, and what to do."""
+    students = [row.mean for row in rows if row.kind != "teacher" and row.ap]
+    teacher = next((row.mean for row in rows if row.kind == "teacher" and row.ap), None)
+    if max(students, default=0.0) < LEARNED:
+        return [
+            f"Nothing was learned: no student reaches {LEARNED:.0f} AP. Train for longer (train.epochs), begin with"
+            " pretrained bodies, or take larger images (data.size), and look at the teacher first."
+        ]
+    if teacher is not None and teacher <= plain.mean:
+        return [
+            f"The teacher, {teacher:.1f}, is no better than the plain student, {plain.mean:.1f}: there is little"
+            " to teach; train it for longer or take a larger one."
+        ]
+    return []
 
 
 def _points(row: Row, metric: str) -> str:

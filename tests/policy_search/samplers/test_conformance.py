@@ -22,7 +22,7 @@ from detkds.policy_search.study import SearchStudy
 from detkds.registry import SAMPLERS
 
 EXPRESSIONS = [*SAMPLERS.names(), "mcts(c=1.41, amaf=false)", "mcts(order=reverse)", "nsga2(population=3)"]
-CONFIG = SearchConfig(population=4, single_budget=14, combination_budget=14)
+CONFIG = SearchConfig(method="divide", population=4, single_budget=14, combination_budget=14)
 
 STORY = """
 import json, sys
@@ -33,7 +33,7 @@ from detkds.policy_search.space import Space
 from detkds.policy_search.study import SearchStudy
 
 genes = {"transform": ("none", "norm(N)", "norm(C)", "softmax(C)"), "distance": ("l1", "l2", "kl"), "weight": (1, 2, 5)}
-config = SearchConfig(population=4, single_budget=14, combination_budget=14)
+config = SearchConfig(method="divide", population=4, single_budget=14, combination_budget=14)
 stories = {}
 for expression in json.loads(sys.argv[1]):
     sampler = make_sampler(expression, Space("logits", genes), 5, config)
@@ -93,7 +93,7 @@ def test_the_same_trials_in_another_process_with_another_hash_seed():
 @pytest.mark.parametrize("build", [logits, combination])
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_refused_failed_and_pruned_candidates_are_survived_and_nothing_is_measured_twice(expression, build, parallel):
-    config = SearchConfig(population=4, parallel=parallel)
+    config = SearchConfig(method="divide", population=4, parallel=parallel)
     space = build()
     study = SearchStudy("study", make_sampler(expression, space, 2, config), None, 14)
     measured = []
@@ -148,7 +148,7 @@ def test_generations_follow_generations():
 
 
 def test_a_search_runs_with_a_samplers_arguments():
-    config = SearchConfig(sampler="mcts(c=1.41, amaf=false)", population=4, single_budget=5, combination_budget=5)
+    config = SearchConfig(method="divide", sampler="mcts(c=1.41, amaf=false)", population=4, single_budget=5, combination_budget=5)
     spaces = {"logits": logits(), "global": Space("global", {"distance": ("l1", "l2"), "weight": (1, 2, 5)})}
     outcome = search(SyntheticLandscape(1, rejected=0), spaces, config)
     assert outcome.trained == 15 and "leaf" in {trial.role for trial in outcome.trials}
