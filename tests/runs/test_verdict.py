@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from detkds.runs.verdict import Row, baseline, comparison_residual, verdict, with_differences
+from detkds.runs.verdict import (
+    SEARCHED,
+    Row,
+    baseline,
+    comparison_residual,
+    edge_over,
+    is_open,
+    verdict,
+    with_differences,
+)
 from detkds.statistics import differences_to_many, mean_and_spread, paired_difference
 
 
@@ -162,3 +172,27 @@ def test_a_row_is_json_also_with_one_seed() -> None:
     one = Row("pkd", "hand", "", {0: 1.0}, 1.0, 0.0, to_plain=paired_difference({0: 1.0}, {0: 0.5}))
     data = json.loads(json.dumps(one.to_dict(), allow_nan=False))
     assert data["to_plain"] == {"mean": 0.5, "low": None, "high": None, "n": 1, "df": 0, "spread": None}
+
+
+def test_a_second_look_is_asked_for_only_where_the_first_is_open() -> None:
+    hand, plain = row("cwd", "hand", [30, 31, 30]), row("plain", "plain", [20, 21, 20])
+    clear, open_ = row(SEARCHED, "searched", [40, 41, 40]), row(SEARCHED, "searched", [30, 32, 29])
+    assert not is_open([plain, hand, clear], "cwd") and is_open([plain, hand, open_], "cwd")
+    assert not is_open([plain, hand, open_], "pkd") and not is_open([plain, hand, open_], None)
+    edge, single = edge_over(open_, hand, None), paired_difference(open_.ap, hand.ap)
+    assert edge is not None and single is not None and edge.low < single.low and edge.mean == single.mean
+
+
+def test_nothing_learned_and_nothing_to_teach_are_said() -> None:
+    words = verdict([row("plain", "plain", [0.1, 0.2]), row("cwd", "hand", [0.3, 0.4])])
+    assert "Nothing was learned" in words and "train.epochs" in words
+    rows = [row("teacher", "teacher", [19.0]), row("plain", "plain", [20, 21]), row("cwd", "hand", [23, 24])]
+    assert "The teacher, 19.0, is no better than the plain student, 20.5" in verdict(rows)
+    assert "learned" not in verdict(rows)
+
+
+def test_validation_and_test_stand_side_by_side_and_a_known_winner_is_named() -> None:
+    rows = [row("plain", "plain", [20, 21]), row("cwd", "hand", [30, 31]), row(SEARCHED, "searched", [30, 31])]
+    words = verdict([replace(r, policy="same") for r in rows], opponent="cwd", validation=33.25)
+    assert "The search chose the hand-designed policy 'cwd' itself." in words
+    assert "it had 33.2, here 30.5" in words

@@ -97,7 +97,7 @@ def trainings(plan: Plan) -> Trainings:
     settings, kinds = plan.config.search, len(plan.spaces)
     single, total = settings.single_budget * kinds, settings.trainings(kinds)
     if settings.method == "divide":
-        return Trainings(single, combination=total - single)
+        return Trainings(single=single, combination=total - single)
     return Trainings(joint=total) if settings.method == "joint" else Trainings(policies=total)
 
 

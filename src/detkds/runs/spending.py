@@ -36,10 +36,10 @@ def within_budget(plan: Plan) -> Plan:
 
 
 def race_of(trainings: int) -> tuple[int, ...]:
-    """The longest race of at most this many trainings: in each round three of seven go on, and two to the last.
+    """The broadest race of at most this many trainings: in each round three of seven go on, and two to the last.
 
-    >>> race_of(6), race_of(12), race_of(2)
-    ((4, 2), (7, 3, 2), (2,))
+    >>> race_of(6), race_of(12), race_of(4)
+    ((4, 2), (7, 3, 2), (2, 2))
     """
     best: tuple[int, ...] = ()
     for first in range(1, trainings + 1):
@@ -47,5 +47,5 @@ def race_of(trainings: int) -> tuple[int, ...]:
         while rounds[-1] > 2:
             rounds.append(max(2, round(3 * rounds[-1] / 7)))
         if sum(rounds) <= trainings:
-            best = tuple(rounds)
+            best = (*rounds, *[2] * ((trainings - sum(rounds)) // 2 if first > 1 else 0))
     return best

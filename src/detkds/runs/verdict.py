@@ -144,7 +144,7 @@ def verdict(
         else:
             rival, behind = _best_over(best, hand, residual)
             edge = None if behind is None else -behind
-        if rival.policy == best.policy:
+        if best.policy and rival.policy == best.policy:
             lines.append(f"The search chose the hand-designed policy '{rival.name}' itself.")
         elif edge is not None:
             noise = "" if edge.low > 0 or edge.high < 0 else "within noise: "

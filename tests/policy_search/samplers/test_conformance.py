@@ -148,7 +148,9 @@ def test_generations_follow_generations():
 
 
 def test_a_search_runs_with_a_samplers_arguments():
-    config = SearchConfig(method="divide", sampler="mcts(c=1.41, amaf=false)", population=4, single_budget=5, combination_budget=5)
+    config = SearchConfig(
+        method="divide", sampler="mcts(c=1.41, amaf=false)", population=4, single_budget=5, combination_budget=5
+    )
     spaces = {"logits": logits(), "global": Space("global", {"distance": ("l1", "l2"), "weight": (1, 2, 5)})}
     outcome = search(SyntheticLandscape(1, rejected=0), spaces, config)
     assert outcome.trained == 15 and "leaf" in {trial.role for trial in outcome.trials}

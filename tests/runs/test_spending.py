@@ -1,0 +1,46 @@
+"""A search's cost in full trainings, and how a cost that was asked for is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from detkds.config_file import parse_config
+from detkds.runs.plan import Plan, make_plan
+from detkds.runs.spending import race_of, search_cost, unit_costs, within_budget
+
+
+def plan_of(run: dict[str, Any], **search: Any) -> Plan:
+    run["search"] = search
+    run["train"] = {**run["train"], "epochs": 12}
+    run["proxy"] = {"validation": 0.5, "population": 10, "calibration_batches": 1}
+    return make_plan(parse_config(run))
+
+
+def test_cost_counts_steps(tiny_run: dict[str, Any]) -> None:
+    """8 draws a pass everywhere: a candidate has a sixth of the full budget's 12 passes, a race all of them."""
+    plan = plan_of(tiny_run, candidates=12, race=[4, 2])
+    assert unit_costs(plan) == (pytest.approx(1 / 6), 1.0)
+    assert search_cost(plan) == pytest.approx(12 / 6 + 6)
+    assert plan.proxy_config.epochs == 2 and plan.proxy_config.draws == 8
+
+
+@pytest.mark.parametrize("cost", ["3x", "6x", "12.5x"])
+def test_what_is_asked_for_is_spent_and_not_more(tiny_run: dict[str, Any], cost: str) -> None:
+    plan = within_budget(plan_of(tiny_run, budget=cost))
+    asked = float(cost[:-1])
+    assert asked - 1 / 6 - 1e-9 <= search_cost(plan) <= asked
+    assert plan.config.search.race == race_of(int(asked / 2))
+
+
+def test_without_a_budget_candidates_and_race_stay(tiny_run: dict[str, Any]) -> None:
+    plan = plan_of(tiny_run, candidates=3, race=[2])
+    assert within_budget(plan) is plan
+
+
+@pytest.mark.parametrize("trainings", range(1, 40))
+def test_a_race_narrows_to_two_and_wastes_little(trainings: int) -> None:
+    race = race_of(trainings)
+    assert list(race) == sorted(race, reverse=True) and race[-1] == min(2, trainings)
+    assert trainings - 1 <= sum(race) <= trainings
