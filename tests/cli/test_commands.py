@@ -141,7 +141,7 @@ def test_a_dry_run_of_a_search_shows_the_plan_and_leaves_nothing(
     data = answered(invoke("search", config_file, "search.single_budget=2", "--dry-run", "--json"))
     assert data["data"]["train"].startswith("16 images")
     assert data["data"]["proxy"].startswith("8 images")
-    assert data["search"]["trainings"] == {"single": 10, "combination": 1, "joint": 0, "total": 11}
+    assert data["search"]["trainings"] == {"policies": 0, "single": 10, "combination": 1, "joint": 0, "total": 11}
     assert data["comparison"]["policies"] == ["plain", "plain, inherited", "pkd", "searched"]
     assert data["comparison"]["trainings"] == 8
     assert [level["stride"] for level in data["pair"]["levels"]] == [8, 16, 32, 64, 128]

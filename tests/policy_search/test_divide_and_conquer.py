@@ -226,7 +226,7 @@ def test_given_policies_join_the_initial_population(spaces):
     assert first["logits"] == Policy([Term("logits", ["norm_batch"], "pearson", 1)])
     outside = [Policy([Term("global", ["minmax"], "l1", 1)]), Policy([Term("fgbg", [], "ssim", 1)])]
     with pytest.raises(ConfigError) as error:
-        search(LANDSCAPE, spaces, warm_start=outside)
+        search(LANDSCAPE, spaces, CONFIG, warm_start=outside)
     assert len(error.value.faults) == 2
 
 
