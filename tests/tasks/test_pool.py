@@ -310,3 +310,10 @@ def test_a_failure_on_a_broken_device_is_not_told_as_one(monkeypatch: pytest.Mon
     with pytest.raises(torch.AcceleratorError):
         serve(Scripted(outcome("a"), failed), tasks("ab"), said.append, torch.device("cuda"))  # type: ignore[arg-type]
     assert said == [Fraction("a", 0.5), outcome("a")]
+
+
+def test_what_is_left_over_is_shared_by_all_workers() -> None:
+    wanted = {f"{seed}{number}": Task("comparison", Policy(), seed) for seed in (0, 1, 2) for number in range(4)}
+    workers = Fake(2)
+    run(workers, wanted)
+    assert sorted(what for _, what in workers.jobs()) == ["00010203", "10111213", "2021", "2223"]

@@ -59,7 +59,7 @@ def make(tmp_path: Path, script: Executor, events: list[Event]):
     """``make(digest)``: a scheduler on the same folder and executor, whose setups have this content."""
 
     def build(digest: str = "content") -> Scheduler:
-        return Scheduler(Store(tmp_path), script, lambda setup: f"{digest} of {setup}", Progress(events.append))
+        return Scheduler(Store(tmp_path), script, lambda wanted: f"{digest} of {wanted.setup}", Progress(events.append))
 
     return build
 

@@ -263,3 +263,13 @@ def test_a_key_of_the_configuration_reaches_the_stages_it_matters_for(
     before, after = plan_of(), plan_of(**changes)
     changed = {name for name in before.setups if before.setup_digest(name) != after.setup_digest(name)}
     assert changed == stages
+
+
+def test_the_plain_student_does_not_depend_on_the_teacher(plan_of: Any) -> None:
+    plan = plan_of()
+    other = plan_of(seed=plan.config.seed + 1)  # another teacher
+    plain, inherited = Task(COMPARISON, Policy(), 0, inherit=False), Task(COMPARISON, Policy(), 0)
+    distilled = Task(COMPARISON, Policy([Term("global", [], "l2")]), 0, inherit=False)
+    assert plain.alone and plan.digest_for(plain) == other.digest_for(plain)
+    for task in (inherited, distilled):
+        assert not task.alone and plan.digest_for(task) != other.digest_for(task)

@@ -12,7 +12,7 @@ from detkds.config import RunConfig
 from detkds.files import write_text
 from detkds.progress import Progress
 from detkds.report.plots import comparison_plot, standalone
-from detkds.runs.comparison import compare, contenders
+from detkds.runs.comparison import compare, contenders, teacherless
 from detkds.runs.executors import prepare_workers
 from detkds.runs.plan import COMPARISON, make_plan
 from detkds.runs.session import Session, open_session
@@ -42,7 +42,7 @@ def run_compare(config: RunConfig, policies: Sequence[str], progress: Progress) 
     prepare_workers(config)
     plan = make_plan(with_policies(config, policies))
     with open_session(plan, progress) as session:
-        teacher = session.prepare_teacher()
+        teacher = session.prepare_teacher(beside=teacherless(plan))
         with session.scheduler() as scheduler, session.clocked("comparison"):
             rows = compare(plan, scheduler, contenders(plan, [])).rows
         with session.clocked("step cost"):

@@ -92,6 +92,16 @@ def _compare(
     return Comparison(rows(contenders, results), trainings)
 
 
+def teacherless(plan: Plan) -> list[Task]:
+    """The tasks of a comparison that no teacher has a part in: the plain student's, which can be trained beside it."""
+    if plan.config.self_taught:
+        return []
+    plain = contenders(plan, [], {})[0]
+    return [
+        comparison_task(plan, plain.policy, seed, plain.name, plain.inherit) for seed in plan.config.final.first_seeds
+    ]
+
+
 def comparison_task(plan: Plan, policy: Policy, seed: int, label: str, inherit: bool = True) -> Task:
     """A student at the full budget, measured on the test images; its weights are kept.
 

@@ -33,6 +33,7 @@ from detkds.runs.checks import check_executor, check_halving, check_roles, check
 from detkds.runs.datasets import load_data, require_masks, split_data
 from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, TEACHER
 from detkds.tasks.content import files_of, setup_digest
+from detkds.tasks.task import Task
 from detkds.training.digests import data_digest
 from detkds.training.setup import TrainingSetup
 from detkds.training.student import seeded
@@ -123,19 +124,28 @@ class Plan:
             masks=self.masks,
         )
 
-    def setup_digest(self, name: str) -> str:
-        """Of all that the trainings of a stage are made from; the teacher must have its weights, except for its own."""
-        if name not in self._digests:
+    def digest_for(self, task: Task) -> str:
+        """Of all that a task is made from beside itself; where a teacher has a part in it, it must have its weights."""
+        return self.setup_digest(task.setup, alone=task.alone and not self.config.self_taught)
+
+    def setup_digest(self, name: str, *, alone: bool = False) -> str:
+        """Of all that the trainings of a stage are made from.
+
+        Args:
+            alone: leave the teacher out, for what does not depend on it.
+        """
+        if (name, alone) not in self._digests:
             setup, config = self.setups[name], self.config
+            setup = replace(setup, teacher=None) if alone else setup
             described = config.teacher if name == TEACHING else config.student
             rounded = name == SEARCH and config.proxy.cache.mode != "live"
-            self._digests[name] = setup_digest(
+            self._digests[name, alone] = setup_digest(
                 setup, described, (config.proxy.calibration_batches, config.inherits, rounded)
             )
-        return self._digests[name]
+        return self._digests[name, alone]
 
     @cached_property
-    def _digests(self) -> dict[str, str]:
+    def _digests(self) -> dict[tuple[str, bool], str]:
         return {}
 
     @cached_property

@@ -16,7 +16,7 @@ from detkds.progress import Progress
 from detkds.report import write_report
 from detkds.report.agreement import read_check
 from detkds.runs.candidates import ProxyEvaluator, relative_policies
-from detkds.runs.comparison import compare, comparison_task, contenders
+from detkds.runs.comparison import compare, comparison_task, contenders, teacherless
 from detkds.runs.confirmation import Confirmed, confirm
 from detkds.runs.executors import prepare_workers
 from detkds.runs.plan import RIVALS, SEARCH, Plan, make_plan
@@ -48,7 +48,7 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
     prepare_workers(config)
     plan = within_budget(make_plan(config))
     with open_session(plan, progress) as session:
-        teacher = session.prepare_teacher()
+        teacher = session.prepare_teacher(beside=teacherless(plan))
         with session.scheduler() as scheduler:
             with session.clocked("search"):
                 outcome = find_policy(session, scheduler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from detkds.policy import Policy
 from detkds.policy_search.result import State
 from detkds.progress import Progress
 from detkds.progress_sinks import PROGRESS_FILE, ProgressFile
-from detkds.runs.executors import make_trainer, open_executor
+from detkds.runs.executors import count_workers, make_trainer, open_executor
 from detkds.runs.folder import open_folder
 from detkds.runs.plan import COMPARISON, TEACHING, Plan
 from detkds.tasks.executor import Executor, InlineExecutor
@@ -47,11 +47,12 @@ class Session:
     progress: Progress
     store: Store
 
-    def prepare_teacher(self, observer: TrainingObserver | None = None) -> dict[str, Any]:
+    def prepare_teacher(self, observer: TrainingObserver | None = None, beside: Sequence[Task] = ()) -> dict[str, Any]:
         """Give the plan's teacher its weights, training it where it has none, and measure it on the test images.
 
         Args:
             observer: is told of every step of its training.
+            beside: tasks that need no teacher, which other workers train meanwhile.
 
         Returns:
             Its metrics, AP as fractions; none where students teach themselves.
@@ -69,7 +70,7 @@ class Session:
             self.progress.note("teacher: feature maps alone, there is nothing to measure")
             return {}
         with self.clocked("teacher"):
-            result = self._measured_teacher() if plan.teacher_ready else self._trained_teacher(observer)
+            result = self._measured_teacher() if plan.teacher_ready else self._trained_teacher(observer, beside)
         kind = {"mask": "mask AP", "box": "box AP"}[result.metrics.get("kind", "box")]
         self.progress.note(f"teacher: {kind} {result.ap:.1f} on the test images")
         return dict(result.metrics)
@@ -85,7 +86,7 @@ class Session:
 
     def scheduler_on(self, executor: Executor) -> Scheduler:
         """Turns tasks into results with this executor."""
-        return Scheduler(self.store, executor, self.plan.setup_digest, self.progress)
+        return Scheduler(self.store, executor, self.plan.digest_for, self.progress)
 
     @contextmanager
     def clocked(self, stage: str) -> Iterator[None]:
@@ -106,10 +107,14 @@ class Session:
                 spent[stage] = spent.get(stage, 0.0) + seconds
         return spent
 
-    def _trained_teacher(self, observer: TrainingObserver | None) -> TaskResult:
-        executor = InlineExecutor(make_trainer(self.plan, self.folder, self.progress.note, observer=observer))
-        scheduler = self.scheduler_on(executor)
+    def _trained_teacher(self, observer: TrainingObserver | None, beside: Sequence[Task]) -> TaskResult:
         task = teacher_task(self.plan, self.plan.config.seed)
+        inline = InlineExecutor(make_trainer(self.plan, self.folder, self.progress.note, observer=observer))
+        scheduler = self.scheduler_on(inline)
+        if beside and count_workers(self.plan) > 1 and self.store.get(scheduler.key(task)) is None:
+            self.progress.stage("teacher", 1 + len(beside))
+            with self.scheduler() as pooled:
+                pooled.run([task, *beside])
         [result] = scheduler.run([task])
         weights = scheduler.weights(task)
         load_weights(self.plan.teacher, str(weights))

@@ -194,13 +194,15 @@ class PoolExecutor:
         alike: dict[tuple[str, int], list[str]] = {}
         for key, task in tasks.items():
             alike.setdefault((task.setup, task.seed), []).append(key)
-        share = max(1, round(len(self.workers.seats) / max(1, len(alike))))
+        count = len(self.workers.seats)
+        left = len(alike) % count  # those that all workers together have no whole round of are shared among them
         found = []
-        for keys in alike.values():
+        for place, keys in enumerate(sorted(alike.values(), key=len, reverse=True)):
+            share = count // left if place >= len(alike) - left else 1
             groups = [group.name if (group := tasks[key].group) is not None else "" for key in keys]
             whole = any(tasks[key].group is not None for key in keys)
-            parts = portions(groups, self.population, share if len(alike) > 1 else len(self.workers.seats), whole)
-            found += [_Job({keys[place]: tasks[keys[place]] for place in part}) for part in parts]
+            parts = portions(groups, self.population, share, whole)
+            found += [_Job({keys[index]: tasks[keys[index]] for index in part}) for part in parts]
         return deque(sorted(found, key=lambda job: -len(job.tasks)))
 
     def _hand_out(self, jobs: deque[_Job]) -> None:

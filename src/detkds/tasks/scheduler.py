@@ -20,21 +20,19 @@ class Scheduler:
     Args:
         store: where results are kept.
         executor: who trains what is not stored.
-        setup_digest: from a setup's name to the digest of its content.
+        digest_for: from a task to the digest of the content of its setup.
         progress: told of every training.
     """
 
-    def __init__(
-        self, store: Store, executor: Executor, setup_digest: Callable[[str], str], progress: Progress
-    ) -> None:
+    def __init__(self, store: Store, executor: Executor, digest_for: Callable[[Task], str], progress: Progress) -> None:
         self.store = store
         self.executor = executor
         self.progress = progress
-        self._setup_digest = setup_digest
+        self._digest_for = digest_for
 
     def key(self, task: Task) -> str:
         """What a task's result is stored under."""
-        return task.key(self._setup_digest(task.setup))
+        return task.key(self._digest_for(task))
 
     def run(self, tasks: Sequence[Task]) -> list[TaskResult]:
         """The result of every task, in order; tasks that are the same training are trained once."""

@@ -48,6 +48,11 @@ class Task:
         """Whether anything is measured before the training."""
         return self.screened or any(term.weighting != "absolute" for term in self.policy)
 
+    @property
+    def alone(self) -> bool:
+        """Whether no teacher has a part in it, unless the student is its own."""
+        return not self.inherit and not len(self.policy)
+
     def key(self, setup_digest: str) -> str:
         """One name for all that its result depends on: equal keys mean equal results.
 
