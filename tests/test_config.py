@@ -31,7 +31,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 def test_the_least_configuration_has_defaults_for_the_rest() -> None:
     config = parse_config(LEAST)
     assert config.folder == Path("runs/first")
-    assert config.final.seeds == "auto" and config.final.first_seeds == (0, 1, 2, 3, 4)
+    assert config.final.seeds is None and config.final.first_seeds == (0, 1, 2, 3, 4)
     assert config.search.method == "policies" and config.proxy.epochs is None
     assert config.search.knowledge == ("global", "fgbg", "instance", "logits", "localization")
 

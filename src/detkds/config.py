@@ -220,7 +220,9 @@ class ProxyConfig(Section):
     validation: float = numbers(0.25, gt=0, lt=1)
     """Fraction of the *training* images that candidates are validated on."""
     epochs: Count | None = numbers(None)
-    """Passes; null: a sixth of the full budget's, at least 1."""
+    """Passes; without ``halving`` all candidates are trained to the end. null: the method ``policies`` trains
+    candidates like the full budget, stops the losing ones after a quarter and a half of it, and lets the best third go
+    on; where the full budget has fewer than 4 passes, and for the other methods, it is a sixth of them, at least 1."""
     draws: Count | None = numbers(None)
     """Image draws of a pass; null: those of the full budget, or every image once."""
     calibration_batches: int = numbers(4, ge=1, le=1024)
@@ -230,7 +232,7 @@ class ProxyConfig(Section):
     cache: CacheConfig = CacheConfig()
     """Of the teacher's outputs, between populations."""
     halving: HalvingConfig | None = numbers(None)
-    """Stops losing candidates early; null trains all to the end."""
+    """Stops losing candidates early; null: see ``epochs``."""
 
 
 class SearchConfig(Section):
@@ -240,7 +242,7 @@ class SearchConfig(Section):
     """``policies``: whole policies, first those of the portfolio, then changes of the best so far. ``divide``: the
     paper's two stages, single terms of each kind of knowledge and then their weights. ``joint``: all kinds at once in
     one undivided space, with the trainings of both stages."""
-    candidates: Count = budget(24)
+    candidates: Count = budget(16)
     """Candidate trainings of the method ``policies``."""
     portfolio: Count = numbers(8)
     """How many policies of the portfolio the method ``policies`` begins with; those that the pair cannot serve are left
@@ -273,7 +275,7 @@ class SearchConfig(Section):
     """When a random newcomer is evaluated beside the mutant: ``never``, ``always`` or ``every:4``."""
     warm_start: tuple[str, ...] = numbers(())
     """Policies whose terms join the initial populations, each with the weight nearest to its own."""
-    race: tuple[Count, ...] = budget((4, 2))
+    race: tuple[Count, ...] = budget((2,))
     """How many of the best candidates are trained at the full budget, on the proxy's images, in each round, one seed a
     round; the best hand-designed one is among them. The best of the last round is chosen; ``[]`` takes the proxy's
     word."""
@@ -308,10 +310,10 @@ class SearchConfig(Section):
 class FinalConfig(Section):
     """The comparison at the full budget on the test images."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | Literal["auto"] = budget("auto")
-    """One training per policy and seed. ``auto`` after a search: 5 seeds for the plain student, the searched policy and
-    the hand-designed one that validation chose, 8 where their difference is still open then, and 2 for the others;
-    without a search 5 for all."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = budget(None)
+    """One training per policy and seed. null (or ``auto``) after a search: 5 seeds for the plain student, the searched
+    policy and the hand-designed one that validation chose, 8 where their difference is still open then, and 2 for the
+    others; without a search 5 for all."""
     policies: tuple[str, ...] | None = budget(None)
     """Hand-designed policies to stand beside the searched one; null: those of the portfolio that did best in the
     search, or without a search its first."""
@@ -320,15 +322,20 @@ class FinalConfig(Section):
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...] | Literal["auto"]) -> tuple[int, ...] | Literal["auto"]:
-        if seeds != "auto" and len(set(seeds)) < len(seeds):
+    def _distinct(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if seeds is not None and len(set(seeds)) < len(seeds):
             raise ValueError("expected seeds that differ, as each is one training")
         return seeds
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _automatic(cls, seeds: Any) -> Any:
+        return None if seeds == "auto" else seeds
 
     @property
     def first_seeds(self) -> tuple[int, ...]:
         """The seeds of the policies that matter most, before more are asked for."""
-        return tuple(range(5)) if self.seeds == "auto" else self.seeds
+        return tuple(range(5)) if self.seeds is None else self.seeds
 
 
 class RunConfig(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from detkds.policy_search.whole import (
     WAVE,
     PolicyEvolution,
     PolicySpace,
+    best_first,
 )
 
 SPACES = load_spaces("default", "gradient")
@@ -196,3 +198,14 @@ def test_a_policy_is_its_own_choice() -> None:
     params = space.params(MASKED)
     assert space.policy(params) == MASKED and space.key(params) == MASKED.key and space.legal(params)
     assert json.loads(json.dumps(space.describe())).keys() == SPACES.keys() and not space.genes
+
+
+def test_where_losing_ones_stop_early_all_count_by_their_first_rung() -> None:
+    history = [
+        replace(trial(0, MIMIC, 30.0), rungs=(10.0, 20.0)),
+        replace(trial(1, BOXES, 5.0, State.PRUNED), rungs=(5.0,)),
+        replace(trial(2, MASKED, 8.0, State.PRUNED), rungs=(4.0, 8.0)),
+    ]
+    guess = PolicySurrogate(history)
+    assert guess.best == 10 and guess.predict([MIMIC])[0][0] == pytest.approx(10, abs=1)
+    assert [t.number for t in best_first(history)] == [0, 2, 1]

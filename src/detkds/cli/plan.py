@@ -53,7 +53,7 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     inherited = student["inherited_tensors"]
     facts.add_row("student", f"{_detector(student)}, {inherited} tensors inherited from the teacher's neck and head")
     facts.add_row("policies", ", ".join(compared["policies"]))
-    seeds = "5 seeds or more for what matters" if compared["seeds"] == "auto" else f"seeds {_listed(compared['seeds'])}"
+    seeds = "5 seeds or more for what matters" if compared["seeds"] is None else f"seeds {_listed(compared['seeds'])}"
     facts.add_row("comparison", f"{compared['trainings']} trainings at the full budget, {seeds}")
     trainings = search["trainings"]
     spent = f"{trainings['single']} single, {trainings['combination']} of {search['combinations']:,} combinations"

@@ -28,7 +28,7 @@ from detkds.policy_search.samplers.base import SearchSampler
 from detkds.policy_search.space import Params, SearchSpace, Space
 from detkds.policy_search.storage import locked, open_storage
 from detkds.policy_search.study import SearchStudy
-from detkds.policy_search.whole import POLICIES, PolicyEvolution, PolicySpace
+from detkds.policy_search.whole import GROUP, POLICIES, PolicyEvolution, PolicySpace
 from detkds.registry import SAMPLERS, parse_expression
 
 COMBINATION = "combination"
@@ -135,11 +135,12 @@ def search(
         raise SearchError("search: expected the space of at least one kind of knowledge, got none")
     samplers = _samplers(spaces, config, seed, warm_start)
     chunk = max(1, population // len(samplers))
+    group = GROUP if config.method == "policies" else population
     with locked(store):
         storage = open_storage(store)
         studies = {
             name: SearchStudy(
-                name, sampler, storage, sampler.config.single_budget, chunk=chunk, group=population,
+                name, sampler, storage, sampler.config.single_budget, chunk=chunk, group=group,
                 stored_as=_stored_as(name, sampler, sampler.config.single_budget),
             )
             for name, sampler in samplers.items()

@@ -32,8 +32,8 @@ class PolicySurrogate:
     policies correlate by the sum of this over all pairs of their terms, divided by the root of both sums with
     themselves (a normalized set kernel). AP is scaled to mean 0 and deviation 1; the plain student's policy is alike
     itself alone.
-    Candidates that were pruned or refused count as the worst of those that were not; one that still runs counts as if
-    it gave what is expected of it.
+    Where losing candidates stop early, all count by their AP at the first rung, which all have. Those that were refused
+    count as the worst; one that still runs counts as if it gave what is expected of it.
 
     Source: set kernels, Gaertner et al., Multi-Instance Kernels (ICML 2002); running candidates as by the believer of
     Ginsbourger et al. (2010), section 4.2.
@@ -43,9 +43,9 @@ class PolicySurrogate:
     """
 
     def __init__(self, history: Sequence[Trial]) -> None:
-        measured = [trial for trial in history if trial.state is State.COMPLETE and trial.ap is not None]
-        bad = [trial for trial in history if trial.state in (State.PRUNED, State.FILTERED)] if measured else []
-        aps = [float(trial.fitness[1]) for trial in measured]
+        measured = [trial for trial in history if trial.state in (State.COMPLETE, State.PRUNED)]
+        bad = [trial for trial in history if trial.state is State.FILTERED] if measured else []
+        aps = [trial.rungs[0] if trial.rungs else float(trial.fitness[1]) for trial in measured]
         aps += [min(aps, default=0.0)] * len(bad)
         self.best = max(aps, default=0.0)
         self._mean, self._deviation = (float(np.mean(aps)), float(np.std(aps)) or 1.0) if aps else (0.0, 1.0)

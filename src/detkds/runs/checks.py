@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 
-from detkds.config import RunConfig, TrainConfig
+from detkds.config import HalvingConfig, RunConfig, TrainConfig
 from detkds.errors import ConfigError, Faults
 from detkds.policy_search.halving import check_rungs
 
 FEATURES = "features"
 """The detector that is a body alone: it has its own weights, and predicts nothing."""
+
+LEAST_PASSES = 4
+"""Of the full budget, for losing candidates to be stopped where the configuration does not say how."""
 
 PROXY_SHARE = 6
 """The full budget's passes for each of the proxy's, where the configuration does not say them."""
@@ -46,8 +49,9 @@ def check_halving(config: RunConfig) -> None:
     Raises:
         ConfigError: they do not.
     """
-    if config.proxy.halving is not None:
-        check_rungs(config.proxy.halving.rungs, proxy_training(config).epochs)
+    halving = proxy_halving(config)
+    if halving is not None:
+        check_rungs(halving.rungs, proxy_training(config).epochs)
 
 
 def check_training(config: RunConfig) -> None:
@@ -75,6 +79,18 @@ def check_executor(config: RunConfig) -> None:
 
 def proxy_training(config: RunConfig) -> TrainConfig:
     """The training configuration of the proxy."""
-    proxy = config.proxy
-    epochs = proxy.epochs or max(1, config.train.epochs // PROXY_SHARE)
-    return config.train.model_copy(update={"epochs": epochs, "draws": proxy.draws or config.train.draws})
+    proxy, full = config.proxy, config.train
+    epochs = full.epochs if _stops_by_default(config) else proxy.epochs or max(1, full.epochs // PROXY_SHARE)
+    return full.model_copy(update={"epochs": epochs, "draws": proxy.draws or full.draws})
+
+
+def proxy_halving(config: RunConfig) -> HalvingConfig | None:
+    """How losing candidates of the search are stopped; None where all are trained to the end."""
+    epochs = config.train.epochs
+    return HalvingConfig(rungs=(epochs // 4, epochs // 2)) if _stops_by_default(config) else config.proxy.halving
+
+
+def _stops_by_default(config: RunConfig) -> bool:
+    """Whether candidates are trained like the full budget, and losing ones stop."""
+    proxy, enough = config.proxy, config.train.epochs >= LEAST_PASSES
+    return config.search.method == "policies" and proxy.halving is None and proxy.epochs is None and enough

@@ -54,7 +54,7 @@ def compare(
 ) -> Comparison:
     """Train every contender once per seed at the full budget, measure it on the test images, and sum up.
 
-    All contenders of a seed share initial weights, batches and augmentation. With ``final.seeds: auto`` and an
+    All contenders of a seed share initial weights, batches and augmentation. With ``final.seeds: null`` and an
     opponent, the searched policy, its opponent and the plain students have :data:`FIRST_LOOK` seeds and, where the
     interval of the first two's difference then holds 0, :data:`SECOND_LOOK`; all others :data:`FEW`.
 
@@ -63,9 +63,9 @@ def compare(
     """
     matter = {SEARCHED, opponent} | {contender.name for contender in contenders if contender.kind == "plain"}
     given = plan.config.final.seeds
-    focused = given == "auto" and opponent is not None
+    focused = given is None and opponent is not None
     counts = {c.name: FIRST_LOOK if not focused or c.name in matter else FEW for c in contenders}
-    comparison = _compare(plan, scheduler, contenders, given if given != "auto" else counts)
+    comparison = _compare(plan, scheduler, contenders, counts if given is None else given)
     if focused and is_open(comparison.rows, opponent):
         counts |= {name: SECOND_LOOK for name in counts if name in matter}
         comparison = _compare(plan, scheduler, contenders, counts)

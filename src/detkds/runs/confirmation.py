@@ -17,8 +17,8 @@ import numpy as np
 
 from detkds.policy import Policy
 from detkds.policy_search.divide_and_conquer import SearchOutcome
-from detkds.policy_search.result import Trial, rank
-from detkds.policy_search.whole import PORTFOLIO
+from detkds.policy_search.result import Trial
+from detkds.policy_search.whole import PORTFOLIO, best_first
 from detkds.runs.plan import CONFIRMATION, Plan
 from detkds.statistics import mean_and_spread
 from detkds.tasks.scheduler import Scheduler
@@ -75,7 +75,7 @@ def entrants(outcome: SearchOutcome, count: int) -> list[Trial]:
     """Who begins a race: the best distinct candidates, a third of them, rounded up, hand-designed where there are so
     many.
     """
-    ranked = rank(outcome.trials)
+    ranked = best_first(outcome.trials)
     hand = [trial for trial in ranked if Confirmed(trial).hand_designed][: math.ceil(count / 3)]
     places = {trial.place for trial in hand}
     others = [trial for trial in ranked if trial.place not in places]

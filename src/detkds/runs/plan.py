@@ -29,7 +29,7 @@ from detkds.policy_search.divide_and_conquer import check_sampler
 from detkds.policy_search.portfolio import Entry, load_portfolio
 from detkds.policy_search.space import Space, load_spaces
 from detkds.registry import KNOWLEDGE
-from detkds.runs.checks import check_executor, check_halving, check_roles, check_training, proxy_training
+from detkds.runs.checks import check_executor, check_halving, check_roles, check_training, proxy_halving, proxy_training
 from detkds.runs.datasets import load_data, require_masks, split_data
 from detkds.runs.verdict import INHERITED, PLAIN, SEARCHED, TEACHER
 from detkds.tasks.content import files_of, setup_digest
@@ -274,7 +274,7 @@ def make_plan(config: RunConfig) -> Plan:
         policies=policies if config.final.policies is not None else as_published(portfolio),
         portfolio=portfolio,
         warm_start=tuple(first.values()),
-        halving=config.proxy.halving,
+        halving=proxy_halving(config),
         inherited=tuple(student.inherit(teacher)) if config.inherits else (),
         masks=student.info.masks,
     )

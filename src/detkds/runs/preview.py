@@ -75,7 +75,7 @@ def preview(plan: Plan) -> dict[str, Any]:
         },
         "comparison": {
             "policies": [*compared, searched],
-            "seeds": config.final.seeds if config.final.seeds == "auto" else list(config.final.seeds),
+            "seeds": list(config.final.seeds) if config.final.seeds is not None else None,
             "trainings": comparisons(plan, config.final.top),
         },
     }
@@ -123,7 +123,7 @@ def comparisons(plan: Plan, searched: int) -> int:
         searched: how many of the search's policies are in it; 0 without a search.
     """
     plain, seeds = 1 + bool(plan.inherited), plan.config.final.seeds
-    if seeds != "auto":
+    if seeds is not None:
         return (plain + len(plan.policies) + searched) * len(seeds)
     hand = len(plan.policies)
     few = hand - 1 if searched else 0

@@ -53,7 +53,7 @@ def run_proxy_check(config: RunConfig, policies: int, seeds: int, progress: Prog
     """
     prepare_workers(config)
     plan = make_plan(config)
-    plan = replace(plan, halving=None)  # the proxy is checked to the end also where the search would stop losing ones
+    plan = whole_proxy(plan)
     with open_session(plan, progress) as session:
         session.prepare_teacher()
         with session.scheduler() as scheduler, session.clocked("proxy check"):
@@ -66,6 +66,16 @@ def run_proxy_check(config: RunConfig, policies: int, seeds: int, progress: Prog
         write_text(session.folder / RECORD, json.dumps(check, indent=1, allow_nan=False))
         agreement_plot(check, session.folder / PICTURE)
     return check
+
+
+def whole_proxy(plan: Plan) -> Plan:
+    """The plan without halving; where candidates are trained like the full budget, their proxy is the first rung's."""
+    if plan.halving is None:
+        return plan
+    same = plan.proxy_config.epochs == plan.config.train.epochs
+    epochs = plan.halving.rungs[0] if same else plan.proxy_config.epochs
+    proxy = plan.config.proxy.model_copy(update={"epochs": epochs, "halving": None})
+    return replace(plan, halving=None, config=plan.config.model_copy(update={"proxy": proxy}))
 
 
 def _on_the_proxy(session: Session, scheduler: Scheduler, policies: int) -> list[Trial]:

@@ -10,8 +10,8 @@ from typing import Any
 from detkds.config import RunConfig
 from detkds.policy import Policy, load_policy
 from detkds.policy_search.divide_and_conquer import Event, SearchOutcome, search
-from detkds.policy_search.result import SearchError, Trial, rank
-from detkds.policy_search.whole import PORTFOLIO
+from detkds.policy_search.result import SearchError, Trial
+from detkds.policy_search.whole import PORTFOLIO, best_first
 from detkds.progress import Progress
 from detkds.report import write_report
 from detkds.report.agreement import read_check
@@ -148,7 +148,7 @@ def rivals(plan: Plan, confirmed: Sequence[Confirmed], outcome: SearchOutcome) -
     search."""
     if plan.config.final.policies is not None or plan.config.search.method != "policies":
         return dict(plan.policies)
-    ranked = hand_designed([*confirmed, *(Confirmed(trial) for trial in rank(outcome.trials))])
+    ranked = hand_designed([*confirmed, *(Confirmed(trial) for trial in best_first(outcome.trials))])
     return dict(list(ranked.items())[:RIVALS])
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from detkds.policy_search.halving import expected_shares
 from detkds.runs.plan import COMPARISON, CONFIRMATION, SEARCH, Plan
 
-RACE_SHARE = 0.5
+RACE_SHARE = 0.35
 """Of the cost that is asked for, what the race may take."""
 
 
 def unit_costs(plan: Plan) -> tuple[float, float]:
-    """The cost of a candidate on the proxy and of a training of the race, in steps of one full training."""
+    """The cost of a candidate, of which losing ones stop early, and of a training of the race, in full trainings."""
     steps = {name: plan.setups[name].steps(epochs=plan.setups[name].config.epochs) for name in plan.setups}
-    return steps[SEARCH] / steps[COMPARISON], steps[CONFIRMATION] / steps[COMPARISON]
+    shares = expected_shares(plan.halving, plan.proxy_config.epochs) if plan.halving is not None else (1.0,)
+    candidate = steps[SEARCH] * sum(shares) / len(shares)
+    return candidate / steps[COMPARISON], steps[CONFIRMATION] / steps[COMPARISON]
 
 
 def search_cost(plan: Plan) -> float:
