@@ -22,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detkds.detectors.backbones import build_backbone
 from detkds.detectors.pyramid import one_stage_pyramid, two_stage_pyramid
-from detkds.detectors.weights import load_weights, save_weights, stored_class_names
+from detkds.detectors.weights import load_weights, save_weights, stored_class_names, weights_content
 from detkds.errors import WeightsError
 from detkds.structures import Batch
 
@@ -41,6 +41,11 @@ def test_round_trip(name: str, small: Build, tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert file.metadata()["detector"] == name and '"bee"' in file.metadata()["class_names"]
     assert [p.name for p in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_equal_weights_have_equal_content(small: Build) -> None:
+    detector = small("retinanet")
+    assert len({weights_content(detector) for _ in range(12)}) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -93,13 +93,17 @@ def _matched(
 def weights_content(detector: Detector) -> bytes:
     """The detector's weights as the content of a safetensors file, under its home's names.
 
-    The class names are kept in the file's metadata.
+    The class names are kept in the file's metadata. Equal weights have equal content.
     """
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in detector.home_state_dict().items()
     }
     facts = {"detector": _title(detector), "class_names": json.dumps(detector.class_names), "format": "pt"}
-    return safetensors.torch.save(tensors, facts)
+    content = safetensors.torch.save(tensors, facts)  # the order of the metadata is another one each time
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({**json.loads(content[8:start]), "__metadata__": facts}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def save_weights(detector: Detector, path: str | Path) -> None:
