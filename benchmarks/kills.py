@@ -148,24 +148,24 @@ class Run:
         """Whether it has ended by itself."""
         return self.process.exitcode is not None
 
-    def progress(self) -> tuple[str, float]:
-        """The stage it is in, or nothing, and which fraction of that is to be done."""
+    @property
+    def stage(self) -> str:
+        """Where it is; nothing before its first stage."""
         try:
-            event = json.loads((self.folder / PROGRESS_FILE).read_text())
+            return json.loads((self.folder / PROGRESS_FILE).read_text())["stage"]
         except (OSError, ValueError):
-            return "", 1.0
-        return event["stage"], 1 - event["done"] / max(1, event["total"])
+            return ""
 
     def wait(self, stage: str) -> float:
         """Until it has come to a stage, or has ended; seconds since it was started."""
-        while not self.ended and self.progress()[0] != stage:
+        while not self.ended and self.stage != stage:
             time.sleep(0.005)
         return time.monotonic() - self.started
 
     def wait_while(self, stage: str, seconds: float = math.inf) -> bool:
         """So long, or until it leaves a stage or ends; whether it is still there."""
         until = time.monotonic() + seconds
-        while (there := not self.ended and self.progress()[0] in ("", stage)) and time.monotonic() < until:
+        while (there := not self.ended and self.stage in ("", stage)) and time.monotonic() < until:
             time.sleep(0.005)
         return there
 
@@ -281,7 +281,7 @@ def torment(laboratory: Laboratory, executor: str, stage: str, kills: int, refer
     run.process.join()
     judge(run)
     restore()
-    remaining = 1.0
+    remaining = length
     while line.kills < kills:
         run = laboratory.start(place, executor, command)
         if line.kills % 5 == 4:
@@ -289,10 +289,11 @@ def torment(laboratory: Laboratory, executor: str, stage: str, kills: int, refer
             killed = not run.ended
         else:
             run.wait(name)
-            killed = run.wait_while(name, laboratory.random.uniform(0, max(0.1, remaining) * length))
+            delay = laboratory.random.uniform(0, max(length / 8, remaining))
+            killed = run.wait_while(name, delay)
+            remaining -= delay
         if killed:
-            current, remaining = run.progress()
-            line.in_stage += current == name
+            line.in_stage += run.stage == name
             line.kills += 1
             run.kill()
         if not killed or line.kills == kills:
@@ -301,7 +302,7 @@ def torment(laboratory: Laboratory, executor: str, stage: str, kills: int, refer
             run.process.join()
             judge(run)
             restore()
-            remaining = 1.0
+            remaining = length
     return line
 
 

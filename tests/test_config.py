@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,14 @@ def test_all_faulty_overrides_are_listed() -> None:
         ("name: [", "not valid YAML"),
         ("- a\n- b\n", "expected a mapping"),
         ("", "expected a mapping"),
-        ("name: !!python/object/apply:os.system [echo]", "not valid YAML"),
+        ("name: !!python/object/apply:os.system [echo]", "expected plain data"),
+        ("name: a\nname: b\n", "key 'name' is given twice"),
+        ("seed: 2001-13-45", "seed: .*got '2001-13-45'"),
+        ("plugins: " + "[" * 500 + "]" * 500, "nested deeper"),
+        (
+            "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefgh")),
+            "more than 100000 values",
+        ),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, said: str) -> None:

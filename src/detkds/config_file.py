@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from detkds.config import RunConfig
-from detkds.errors import ConfigError, Faults, unknown_name
+from detkds.errors import ConfigError, Faults, UserError, unknown_name
+from detkds.yaml_reader import parse_yaml, read_yaml
 
 
 class SchemaError(ConfigError):
@@ -30,13 +30,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: listing every fault.
     """
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    data, _ = read_yaml(path, ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(RunConfig.model_fields)}")
     return parse_config(apply_overrides(data, overrides), str(path))
@@ -60,7 +54,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     Raises:
         ConfigError: an override is not ``key=value``, its value is not YAML, or its key leads through a plain value.
     """
-    result = yaml.safe_load(yaml.safe_dump(dict(data)))
+    result = copy.deepcopy(dict(data))
     faults = Faults("override")
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -68,9 +62,9 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             faults.add(f"expected key=value, such as train.lr=0.02, got {override!r}")
             continue
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            faults.add(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}")
+            value, _ = parse_yaml(text, repr(override))
+        except UserError as error:
+            faults.add(error)
             continue
         node, *path = result, *key.split(".")
         for part in path[:-1]:

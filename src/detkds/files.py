@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PART = ".part"
-"""The end of the name of a file that is being written; one that is left was never finished."""
+"""The end of the name of a file or folder that is being written; one that is left was never finished."""
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, sync: bool = True) -> None:
@@ -39,8 +40,8 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what killed processes left half-written below a folder that no other process writes to."""
-    for path in folder.rglob(f"*{PART}"):
-        path.unlink(missing_ok=True)
+    for path in list(folder.rglob(f"*{PART}")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -107,6 +107,9 @@ def test_policies_are_listed_and_shown(invoke: Any, tmp_path: Path) -> None:
     assert [policy["policy"] for policy in answered(invoke("policies", "list", "--json"))] == list_policies()
     lines = [line.split() for line in invoke("policies", "list").stdout.splitlines()]
     assert any(line and line[0] == "pkd" and line[-1] == "exact" for line in lines)
+    odd = tmp_path / "odd.yaml"
+    odd.write_text("policy: '[/red] :cat:'\nterms: [{knowledge: global, distance: l2, weight: 1}]\n")
+    assert "[/red] :cat:" in invoke("policies", "show", str(odd)).stdout, "names are shown as they are"
     shown = answered(invoke("policies", "show", "pkd", "--json"))
     assert shown["terms"][0]["distance"] == "l2"
     assert shown["key"] == "global: norm_batch(unbiased=true) | l2 x 5"

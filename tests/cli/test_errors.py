@@ -48,6 +48,7 @@ MISTAKES: dict[str, tuple[Change, list[str]]] = {
     "unknown sampler": (section("search", sampler="evolutoin"), ["did you mean 'evolution'?"]),
     "unknown space": (section("search", space="papr"), ["unknown space 'papr'; did you mean 'paper'?"]),
     "unknown knowledge": (section("search", knowledge=["globl"]), ["globl", "global"]),
+    "no storage": (section("search", storage="sqlite:////proc/none/x.db"), ["search.storage", "cannot be opened"]),
     "unknown device": (lambda run, data: run.update(device="warp9"), ["device: 'warp9' cannot be used"]),
     "unknown plugin": (lambda run, data: run.update(plugins=["no.such.module"]), ["plugins: 'no.such.module'"]),
     "not a number": (section("train", lr=math.nan), ["train.lr"]),

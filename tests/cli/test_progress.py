@@ -16,7 +16,7 @@ from detkds.cli.progress import ProgressStyle, showing
 
 def on_terminal(width: int = 120) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
-    return Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False), out
+    return Console(file=out, width=width, force_terminal=True, color_system=None, highlight=False, markup=False), out
 
 
 def test_the_bar_shows_what_is_trained_the_best_and_every_result() -> None:

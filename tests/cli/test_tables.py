@@ -33,7 +33,7 @@ SUMMARY: dict[str, Any] = {
 
 def shown(folder: Path, summary: dict[str, Any] = SUMMARY) -> str:
     out = io.StringIO()
-    print_results(Console(file=out, width=140), summary, folder)
+    print_results(Console(file=out, markup=False, width=140), summary, folder)
     return out.getvalue()
 
 
@@ -66,7 +66,7 @@ def test_metrics_of_masks_and_boxes_are_two_rows() -> None:
     boxes = {"kind": "box", **dict.fromkeys(names, 0.25), "per_class": {"cell": 0.25}}
     masks = {"kind": "mask", **dict.fromkeys(names, 0.5), "per_class": {"cell": 0.5}, "boxes": boxes}
     out = io.StringIO()
-    Console(file=out, width=120).print(metrics_table(masks, "student"))
+    Console(file=out, markup=False, width=120).print(metrics_table(masks, "student"))
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert ["mask", *["50.0"] * 6] in lines and ["box", *["25.0"] * 6] in lines
     assert "mask AP of each class" in out.getvalue() and "cell 50.0" in out.getvalue()
@@ -84,7 +84,7 @@ def test_the_cost_of_a_step_is_shown_where_it_was_measured() -> None:
     failed = {**dict.fromkeys(cost), "rounds": 0, "failure": "DivergenceError: no"}
     rows = [{**row, "cost": one} for row, one in zip(SUMMARY["rows"], (None, cost, dearer, failed), strict=True)]
     found, out = {**SUMMARY, "rows": rows}, io.StringIO()
-    print_comparison(Console(file=out, width=140), found, {})
+    print_comparison(Console(file=out, markup=False, width=140), found, {})
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert "[b]plain[/b] 0.25 1.00 812.0" in lines
     assert "pkd 0.311 1.24 812.0 + 12.3" in lines

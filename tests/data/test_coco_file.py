@@ -49,6 +49,8 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "no width": (_put("annotations", bbox=[1, 2, 0, 4]), "bbox [1, 2, 0, 4]: width and height must be > 0"),
     "negative height": (_put("annotations", bbox=[1, 2, 3, -4]), "width and height must be > 0"),
     "outside": (_put("annotations", bbox=[20, 2, 3, 4]), "lies outside its image of 20x20 pixels"),
+    "huge number": (_put("annotations", bbox=[1, 2, 3, 10**400]), "annotation 1: bbox: expected 4 finite numbers"),
+    "huge id": (_put("images", id=10**20), "images[0]: id: expected a whole number, got 10000"),
     "area": (_put("annotations", area="big"), "annotation 1: area: expected a finite number"),
     "iscrowd": (_put("annotations", iscrowd=2), "annotation 1: iscrowd: expected 0 or 1, got 2"),
     "zero width image": (_put("images", width=0), "image 7: width: expected a whole number of pixels > 0, got 0"),
@@ -107,7 +109,9 @@ def test_missing_file_and_folder_are_named_together(tmp_path: Path) -> None:
     assert "cannot be read" in caught.value.faults[1]
 
 
-@pytest.mark.parametrize(("text", "expected"), [("{", "expected JSON"), ("[1]", "got a list"), ("\xff", "JSON")])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("{", "expected JSON"), ("[1]", "got a list"), ("\xff", "JSON"), ("[" * 10**5, "JSON")]
+)
 def test_a_file_that_is_no_coco_json(text: str, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text.encode("latin-1"))

@@ -36,6 +36,7 @@ _FULL_OR_FORBIDDEN = {
     errno.EACCES: "choose another folder with runs=",
     errno.EPERM: "choose another folder with runs=",
     errno.EIO: "check the disk",
+    errno.EISDIR: "a folder is in its place; remove that",
 }
 _NARROWEST = 120
 
@@ -104,7 +105,7 @@ def _say(*lines: str) -> None:
 
 
 def _console(stderr: bool, quiet: bool = False) -> Console:
-    console = Console(stderr=stderr, quiet=quiet, highlight=False)
+    console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)  # names are text
     if not console.is_terminal:
         console.width = max(console.width, _NARROWEST)
     return console

@@ -45,6 +45,6 @@ def export(
             print_json({"path": str(done.path), "parity": parity})
             return
         console = stdout()
-        console.print(f"[bold]{done.path}[/bold]", soft_wrap=True)
+        console.print(str(done.path), style="bold", soft_wrap=True)
         if done.parity is not None:
             console.print(f"onnxruntime and torch: {done.parity}", soft_wrap=True)

@@ -36,12 +36,12 @@ def pair(
             return
         console = stdout()
         for side, expression in (("teacher", teacher), ("student", student)):
-            console.print(f"{side}: {expression}; responses: {data['responses'][side]}", markup=False)
+            console.print(f"{side}: {expression}; responses: {data['responses'][side]}")
         console.print(levels_table(data["levels"]))
         console.print(_knowledge(data))
         if check:
             faults = data["check"]["faults"]
-            console.print("one step: " + ("; ".join(faults) if faults else "all is well"), markup=False)
+            console.print("one step: " + ("; ".join(faults) if faults else "all is well"))
 
 
 def levels_table(levels: list[dict[str, Any]]) -> Table:
@@ -65,7 +65,6 @@ def levels_table(levels: list[dict[str, Any]]) -> Table:
 
 def _knowledge(data: dict[str, Any]) -> Table:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title="knowledge", title_style="", title_justify="left")
@@ -75,5 +74,5 @@ def _knowledge(data: dict[str, Any]) -> Table:
         by_name = kind == "logits" and data["classes_by_name"]
         table.add_row(kind, "can be distilled" + (", classes matched by name" if by_name else ""))
     for kind, reason in data["refused"].items():
-        table.add_row(kind, escape(f"cannot: {reason}"))
+        table.add_row(kind, f"cannot: {reason}")
     return table

@@ -39,13 +39,12 @@ def list_pieces(
             print_json(found)
             return
         from rich import box
-        from rich.markup import escape
         from rich.table import Table
 
         for title, pieces in found.items():
-            table = Table(box=box.SIMPLE_HEAD, title=f"[bold]{title}[/bold]", title_justify="left", title_style="")
+            table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
             table.add_column("name", no_wrap=True)
             table.add_column("what it is")
             for name, summary in pieces.items():
-                table.add_row(escape(name), escape(summary))
+                table.add_row(name, summary)
             stdout().print(table)

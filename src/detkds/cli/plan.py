@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from detkds.cli.common import print_json, stdout
 from detkds.cli.pair import levels_table
@@ -83,7 +83,8 @@ def _show(console: Console, data: Mapping[str, Any]) -> None:
     console.print(_knowledge(data["knowledge"]))
     stages = data["minutes"]
     parts = ", ".join(f"{name} {duration_text(60 * value)}" for name, value in stages.items() if name != "total")
-    console.print(f"[bold]about {duration_text(60 * stages['total'])}[/bold] from scratch on this machine: {parts}")
+    total = (f"about {duration_text(60 * stages['total'])}", "bold")
+    console.print(Text.assemble(total, f" from scratch on this machine: {parts}"))
 
 
 def _knowledge(knowledge: Mapping[str, Any]) -> Table:
@@ -95,7 +96,7 @@ def _knowledge(knowledge: Mapping[str, Any]) -> Table:
     for kind, counts in knowledge["offered"].items():
         table.add_row(kind, f"{counts['policies']:,}", f"{counts['distinct']:,}", "searched")
     for kind, reason in knowledge["refused"].items():
-        table.add_row(kind, "-", "-", escape(f"left out: {reason}"))
+        table.add_row(kind, "-", "-", f"left out: {reason}")
     return table
 
 

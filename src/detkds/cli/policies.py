@@ -22,14 +22,13 @@ def list_all(as_json: AsJson = False) -> None:
             print_json([policy.to_dict() for policy in policies])
             return
         from rich import box
-        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD)
         for column in ("policy", "source", "fidelity"):
             table.add_column(column, no_wrap=column != "source")
         for policy in policies:
-            table.add_row(*map(escape, (policy.name, policy.source, policy.fidelity.partition(":")[0] or "-")))
+            table.add_row(policy.name, policy.source, policy.fidelity.partition(":")[0] or "-")
         stdout().print(table)
 
 

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -64,7 +63,7 @@ class TerminalBar:
     def __init__(self, console: Console) -> None:
         self._bar = _Bar(
             SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[counts]}"),
             TextColumn("elapsed"),
@@ -87,7 +86,7 @@ class TerminalBar:
         self._bar.details = "   ".join(part for part in (training, best) if part)
         self._bar.update(
             self._task,
-            description=escape(event.stage) or "starting",
+            description=event.stage or "starting",
             total=event.total or None,
             completed=event.done,
             counts=f"{count_text(event.done)}/{count_text(event.total)}" if event.stage else "",
@@ -97,9 +96,9 @@ class TerminalBar:
         if event.kind != "training":
             self._bar.refresh()
         if event.kind == "note":
-            self._bar.console.print(f"[cyan]•[/cyan] {escape(event.text)}")
+            self._bar.console.print(Text.assemble(("•", "cyan"), f" {event.text}"))
         elif event.kind == "finished":
-            self._bar.console.print(f"  [dim]{escape(result_text(event))}[/dim]")
+            self._bar.console.print(f"  {result_text(event)}", style="dim")
 
 
 class _Bar(Progress):

@@ -11,4 +11,4 @@ def report(run: Run) -> None:
     with answering():
         from detkds.runs.report import write_run_report
 
-        stdout().print(str(write_run_report(find_run(run))), markup=False, soft_wrap=True)
+        stdout().print(str(write_run_report(find_run(run))), soft_wrap=True)

@@ -72,22 +72,19 @@ def describe(name: str, weighting: Any) -> dict[str, Any]:
 
 def _table(data: dict[str, Any]) -> Table:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD, title=escape(f"space {data['space']}, {data['weighting']} weights"), title_style=""
-    )
+    table = Table(box=box.SIMPLE_HEAD, title=f"space {data['space']}, {data['weighting']} weights", title_style="")
     table.add_column("knowledge", no_wrap=True)
     table.add_column("gene", no_wrap=True)
     table.add_column("options")
     for name in ("policies", "distinct"):
         table.add_column(name, justify="right", no_wrap=True)
     for kind, entry in data["knowledge"].items():
-        cells = [escape(kind), f"{entry['policies']:,}", f"{entry['distinct']:,}"]
+        cells = [kind, f"{entry['policies']:,}", f"{entry['distinct']:,}"]
         for gene, options in entry["genes"].items():
             shown = ", ".join(f"{option:g}" if isinstance(option, float) else str(option) for option in options)
-            table.add_row(cells[0], gene, escape(shown), *cells[1:])
+            table.add_row(cells[0], gene, shown, *cells[1:])
             cells = ["", "", ""]
         table.add_section()
     return table

@@ -19,8 +19,6 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its na
 def status(run: Run, as_json: AsJson = False) -> None:
     """Show the stage of a run, what is done, the best so far and the time that remains; also while it is running."""
     with answering():
-        from rich.markup import escape
-
         folder = find_run(run)
         state = read_status(folder)
         if as_json:
@@ -28,7 +26,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
             return
         console = stdout()
         for line in status_lines(state):
-            console.print(escape(line), soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
 
 def find_run(run: str) -> Path:

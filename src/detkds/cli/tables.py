@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -40,7 +39,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
         metrics = (points(row["metrics"].get(name)) for name in others)
         seeds = " ".join(points(value) for value in row["ap"].values())
         cells = (row["name"], row["kind"], mean, *metrics, difference(row["to_plain"]), seeds)
-        table.add_row(*map(escape, cells), style=_STYLES.get(row["kind"], ""))
+        table.add_row(*cells, style=_STYLES.get(row["kind"], ""))
     return table
 
 
@@ -62,11 +61,11 @@ def cost_table(comparison: Mapping[str, Any]) -> Table | None:
     for row in rows:
         cost = row["cost"]
         if cost["failure"]:
-            table.add_row(escape(row["name"]), "failed", "-", "-")
+            table.add_row(row["name"], "failed", "-", "-")
             continue
         ratio = "-" if cost["ratio"] is None else f"{cost['ratio']:.2f}"
         added = f" + {cost['losses_mb']:.1f}" if row["kind"] != "plain" else ""
-        table.add_row(escape(row["name"]), f"{cost['seconds']:.3g}", ratio, f"{cost['student_mb']:.1f}{added}")
+        table.add_row(row["name"], f"{cost['seconds']:.3g}", ratio, f"{cost['student_mb']:.1f}{added}")
     return table
 
 
@@ -92,13 +91,13 @@ def policy_table(policy: Mapping[str, Any], title: str = "") -> Table:
     for term in policy["terms"]:
         weight = f"{term['weight']:.4g}" + (" x task gradient" if term.get("weighting") == "gradient" else "")
         cells = (term["knowledge"], " > ".join(term.get("transforms", ())) or "-", term["distance"], weight)
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     return table
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str) -> RenderableType:
     """COCO metrics given as fractions, of masks and boxes or of boxes alone, and AP of each class."""
-    table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_style="", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style="", title_justify="left")
     table.add_column("")
     names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"}
     for name in names.values():
@@ -106,7 +105,7 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> RenderableType:
     shown = {"mask": metrics, "box": metrics["boxes"]} if "boxes" in metrics else {"box": metrics}
     for of, values in shown.items():
         table.add_row(of, *(_per_cent(values.get(name)) for name in names))
-    classes = [f"{escape(name)} [bold]{_per_cent(value)}[/bold]" for name, value in metrics["per_class"].items()]
+    classes = [Text.assemble(f"{name} ", (_per_cent(value), "bold")) for name, value in metrics["per_class"].items()]
     return Group(table, Text(f"{next(iter(shown))} AP of each class"), Columns(classes, padding=(0, 3)))
 
 
@@ -128,7 +127,7 @@ def print_comparison(console: Console, comparison: Mapping[str, Any], files: Map
         console.print(costs)
     console.print(Panel(Text(comparison["verdict"]), title="verdict", border_style="green", expand=False))
     for path, text in files.items():
-        console.print(f"[bold]{escape(str(path))}[/bold]  {text}", soft_wrap=True)
+        console.print(_file(path, text), soft_wrap=True)
 
 
 def print_proxy_check(console: Console, check: Mapping[str, Any], folder: Path) -> None:
@@ -140,11 +139,11 @@ def print_proxy_check(console: Console, check: Mapping[str, Any], folder: Path) 
     table.add_column("proxy", justify="right")
     table.add_column("full budget", justify="right")
     for point in sorted(check["points"], key=lambda point: -point["mean"]):
-        table.add_row(escape(point["policy"]), points(point["proxy_ap"]), points(point["mean"]))
+        table.add_row(point["policy"], points(point["proxy_ap"]), points(point["mean"]))
     console.print(table)
-    console.print(f"[bold]{escape(agreement_line(check))}[/bold]", soft_wrap=True)
+    console.print(agreement_line(check), style="bold", soft_wrap=True)
     for name, text in ((RECORD, "every number"), (PICTURE, "the picture")):
-        console.print(f"[bold]{escape(str(folder / name))}[/bold]  {text}", soft_wrap=True)
+        console.print(_file(folder / name, text), soft_wrap=True)
 
 
 def print_single(console: Console, done: SingleTraining, which: str) -> None:
@@ -152,7 +151,7 @@ def print_single(console: Console, done: SingleTraining, which: str) -> None:
     console.print(metrics_table(done.metrics, f"{which} on the test images"))
     for path, text in ((done.weights, "its weights"), (done.steps, "the losses of its steps")):
         if path.exists():
-            console.print(f"[bold]{escape(str(path))}[/bold]  {text}", soft_wrap=True)
+            console.print(_file(path, text), soft_wrap=True)
 
 
 def _files(folder: Path) -> RenderableType:
@@ -162,12 +161,11 @@ def _files(folder: Path) -> RenderableType:
         "summary.json": "every number above",
         "report.html": "the report, one file to open or send",
     }
-    lines = [
-        f"[bold]{escape(str(folder / name))}[/bold]  {text}"
-        for name, text in descriptions.items()
-        if (folder / name).exists()
-    ]
-    return Group(*(Text.from_markup(line) for line in lines))
+    return Group(*(_file(folder / name, text) for name, text in descriptions.items() if (folder / name).exists()))
+
+
+def _file(path: Path, what: str) -> Text:
+    return Text.assemble((str(path), "bold"), f"  {what}")
 
 
 def _per_cent(value: float | None) -> str:

@@ -137,7 +137,7 @@ def _read_json(path: Path, faults: Faults) -> dict[str, list[Any]] | None:
     except OSError as error:
         faults.add(f"expected a COCO annotation file, but it cannot be read: {error.strerror or error}")
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         faults.add(f"expected JSON, but {error}")
         return None
     if not isinstance(content, dict):
@@ -167,12 +167,12 @@ def _entries(kind: str, values: list[Any], required: tuple[str, ...], faults: Fa
 
 
 def whole(value: Any) -> int | None:
-    """A whole number that is written as ``64``, ``64.0`` or ``"64"``; None for anything else."""
+    """A whole number of 64 bits that is written as ``64``, ``64.0`` or ``"64"``; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,18}(\.0*)?\s*", value):
         value = float(value) if "." in value else int(value)
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _new_id(where: str, value: Any, seen: Any, faults: Faults) -> int | None:
@@ -311,8 +311,8 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        number = float(value) if isinstance(value, str) else value
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

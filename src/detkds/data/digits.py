@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from detkds.data.augment import stable_seed
 from detkds.data.masks import run_lengths
 from detkds.errors import DataError
+from detkds.files import PART
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = 1
@@ -86,7 +87,7 @@ def _write_set(
 ) -> None:
     """Write everything beside the folder, then move it into place in one step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PART, dir=folder.parent))
     try:
         draft.chmod(0o755)
         for part, count in counts.items():

@@ -96,6 +96,6 @@ def _labels(path: Path) -> tuple[str, ...] | None:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, Mapping) else {}

@@ -6,18 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import yaml
 
 from detkds.errors import ConfigError, Faults, PolicyError, UserError, unknown_name
 from detkds.policy import Policy, Term, Weighting
 from detkds.registry import ADAPTERS, DISTANCES, KNOWLEDGE, SCHEDULES, TRANSFORMS, Registry, parse_expression
 from detkds.term_schema import OPTIONAL_PIECES
+from detkds.yaml_reader import parse_yaml, read_yaml
 
 Option = str | float
 Params = Mapping[str, Option]
@@ -304,31 +303,21 @@ def load_spaces(
     Raises:
         ConfigError: listing every fault in the file.
     """
-    shipped = {
-        file.name.removesuffix(".yaml"): file
-        for file in (resources.files("detkds.policy_search") / "spaces").iterdir()
-        if file.name.endswith(".yaml")
-    }
-    if str(name) in shipped:
-        text, where = shipped[str(name)].read_text(encoding="utf-8"), f"spaces/{name}.yaml"
-    elif Path(name).suffix in (".yaml", ".yml"):
-        try:
-            text, where = Path(name).read_text(encoding="utf-8"), str(name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name}: cannot be read as a space file: {error}") from None
-    else:
+    shipped = {path.stem: path for path in (Path(__file__).parent / "spaces").glob("*.yaml")}
+    path = shipped.get(str(name), Path(name))
+    if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(unknown_name("space", name, shipped) + "; or give the path of a .yaml file")
-    return parse_spaces(text, where, weighting, knowledge)
+    return _spaces(read_yaml(path, ConfigError)[0], str(path), weighting, knowledge)
 
 
 def parse_spaces(
     text: str, where: str = "space", weighting: Weighting = "absolute", knowledge: Sequence[str] | None = None
 ) -> dict[str, Space]:
     """Parse the text of a space file; see :func:`load_spaces`."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    return _spaces(parse_yaml(text, where, ConfigError)[0], where, weighting, knowledge)
+
+
+def _spaces(data: Any, where: str, weighting: Weighting, knowledge: Sequence[str] | None) -> dict[str, Space]:
     faults = Faults(where)
     weights, kinds = (_mapping(data, key, faults) for key in ("weights", "knowledge"))
     if weights and not isinstance(weights.get(weighting), list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -147,7 +147,7 @@ class StoredTrials:
                 parents=tuple(map(int, proposal["parents"])),
                 wave=None if wave is None else (int(wave[0]), int(wave[1])),
             )  # fmt: skip
-            return replace(trial, **_read_outcome(stored.user_attrs)) if stored.state.is_finished() else trial
+            return replace(trial, **_read_outcome(stored)) if stored.state.is_finished() else trial
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, UserError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise SearchError(f"study {self.name}: trial {stored.number} is damaged ({reason}); {RESTORE}") from None
@@ -174,16 +174,19 @@ def _shown(study: str, stored: FrozenTrial) -> Trial:
         attrs, proposal = stored.user_attrs, stored.system_attrs[PROPOSAL]
         policy, key = Policy.from_dict(attrs["policy"]), str(attrs["key"])
         trial = Trial(study, stored.number, None, dict(stored.params), policy, key, role=str(proposal["role"]))
-        return replace(trial, **_read_outcome(attrs))
+        return replace(trial, **_read_outcome(stored))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, UserError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SearchError(f"study {study}: trial {stored.number} is damaged ({reason}); {RESTORE}") from None
 
 
-def _read_outcome(attrs: Mapping[str, Any]) -> dict[str, Any]:
+def _read_outcome(stored: FrozenTrial) -> dict[str, Any]:
+    attrs = stored.user_attrs
     state, ap = State(attrs["outcome"]), attrs["ap"]
     if not (state is not State.COMPLETE and ap is None) and not math.isfinite(ap):
         raise ValueError(f"ap: {ap} is no finite number")
+    if state is State.COMPLETE and ap != stored.value:
+        raise ValueError(f"ap: {ap} is not the trial's value, {stored.value}")
     return {
         "state": state,
         "ap": None if ap is None else float(ap),
@@ -229,7 +232,7 @@ def open_storage(store: str | Path | BaseStorage | None) -> BaseStorage | None:
         try:
             return optuna.storages.get_storage(store)
         except Exception as error:  # the storage behind a URL may raise anything
-            raise SearchError(f"storage {store.split('@')[-1]}: cannot be opened: {error}") from None
+            raise SearchError(f"search.storage: {store.split('@')[-1]} cannot be opened: {error}") from None
     return JournalFile(journal_path(store))
 
 

@@ -18,9 +18,12 @@ def read_check(folder: Path) -> dict[str, Any] | None:
     """What a check of this run found, without its single policies; None where there was none."""
     try:
         check = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return {key: check[key] for key in ("tau", "low", "high", "policies")} | {
-            key: value for key, value in check.items() if key != "points"
-        }
+        numbers = {key: None if check[key] is None else float(check[key]) for key in ("tau", "low", "high")}
+        return (
+            {key: value for key, value in check.items() if key != "points"}
+            | numbers
+            | {"policies": int(check["policies"])}
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: measured again
         return None
 

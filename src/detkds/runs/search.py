@@ -11,6 +11,7 @@ from detkds.config import RunConfig
 from detkds.policy import Policy, load_policy
 from detkds.policy_search.divide_and_conquer import Event, SearchOutcome, search
 from detkds.policy_search.result import SearchError, Trial
+from detkds.policy_search.storage import open_storage
 from detkds.policy_search.whole import PORTFOLIO, best_first
 from detkds.progress import Progress
 from detkds.report import write_report
@@ -47,6 +48,7 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
     """
     prepare_workers(config)
     plan = within_budget(make_plan(config))
+    open_storage(config.search.storage)  # refuses what cannot be opened before anything is trained
     with open_session(plan, progress) as session:
         teacher = session.prepare_teacher(beside=teacherless(plan))
         with session.scheduler() as scheduler:

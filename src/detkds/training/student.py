@@ -227,8 +227,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _refuse_single_cell(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Refuse a map of one cell: torch's weight gradient of it is unwritten memory in bfloat16 on the CPU
-    (2.11-2.15)."""
+    """Refuse a map of one cell: torch's weight gradient of it is unwritten on the CPU in bfloat16 (2.11-2.15)."""
     if inputs[0].shape[-2:].numel() == 1:
         raise ConfigError(
             f"train.amp: bf16 on a CPU needs feature maps of more than one cell before every strided convolution, got"
