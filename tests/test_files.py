@@ -72,6 +72,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_was_never_finished_is_found_below_a_folder(tmp_path: Path) -> None:
+    (tmp_path / ".data-x.part" / "train").mkdir(parents=True)
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in ("x.part", "a/y.1.part", "a/b/z.part", "a/b/whole"):
         (tmp_path / name).write_text("")

@@ -110,7 +110,9 @@ def test_missing_file_and_folder_are_named_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("{", "expected JSON"), ("[1]", "got a list"), ("\xff", "JSON"), ("[" * 10**5, "JSON")]
+    ("text", "expected"),
+    [("{", "expected JSON"), ("[1]", "got a list"), ("\xff", "JSON"), ("[" * 10**5, "JSON")],
+    ids=["open", "list", "latin", "deep"],
 )
 def test_a_file_that_is_no_coco_json(text: str, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"

@@ -84,6 +84,8 @@ def test_a_search_is_read_back_as_it_was(tmp_path):
         {"params": {"distance": 9, "weight": 0}},
         {"distributions": {"distance": "none"}},
         {"state": 99},
+        {"values": [[]]},
+        {"values": [99.0]},
     ],
     ids=repr,
 )
@@ -96,7 +98,7 @@ def test_a_record_that_is_not_what_a_search_writes_is_one_error(tmp_path, change
     assert len(error.value.faults) == 1 and "restore the file from a copy" in str(error.value)
 
 
-@pytest.mark.parametrize("change", [{"study_id": 7}, {"trial_id": 77}, {"values": [[]]}], ids=repr)
+@pytest.mark.parametrize("change", [{"study_id": 7}, {"trial_id": 77}], ids=repr)
 def test_a_record_that_optuna_passes_over_is_made_again(tmp_path, change):
     path, opened = searched(tmp_path)
     keys = [trial.key for trial in opened(3).trials]

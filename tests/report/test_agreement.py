@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detkds.report.agreement import agreement_line, agreement_plot, read_check
+from detkds.report.agreement import RECORD, agreement_line, agreement_plot, read_check
 
 CHECK: dict[str, Any] = {"tau": 0.614, "low": 0.35, "high": 0.8, "policies": 20}
 
@@ -26,6 +26,9 @@ def test_a_check_in_one_line(change: dict[str, Any], line: str) -> None:
 
 def test_what_was_not_checked_is_not_claimed(tmp_path: Path) -> None:
     assert read_check(tmp_path) is None
+    for damaged in ("[]", '{"tau": 1', '{"tau": "high", "low": [], "high": null, "policies": {}}'):
+        (tmp_path / RECORD).write_text(damaged)
+        assert read_check(tmp_path) is None
     assert agreement_line(None) == "proxy and full budget: not measured; run detkds proxy-check"
 
 
