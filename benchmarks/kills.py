@@ -80,6 +80,9 @@ STAGES = {
 TIMED = {"seconds", "teacher_outputs"}
 """What two runs of the same differ in."""
 
+KILLS_PER_RUN = 12
+"""After which a run is left to end, so that kills fall on all parts of a stage."""
+
 MARK = "DETKDS_KILLS"
 
 
@@ -281,10 +284,12 @@ def torment(laboratory: Laboratory, executor: str, stage: str, kills: int, refer
     run.process.join()
     judge(run)
     restore()
-    remaining = length
+    remaining, inflicted = length, 0
     while line.kills < kills:
         run = laboratory.start(place, executor, command)
-        if line.kills % 5 == 4:
+        if inflicted == KILLS_PER_RUN:
+            killed = False
+        elif line.kills % 5 == 4:
             run.process.join(laboratory.random.uniform(0, entry))
             killed = not run.ended
         else:
@@ -295,6 +300,7 @@ def torment(laboratory: Laboratory, executor: str, stage: str, kills: int, refer
         if killed:
             line.in_stage += run.stage == name
             line.kills += 1
+            inflicted += 1
             run.kill()
         if not killed or line.kills == kills:
             if killed:
@@ -302,7 +308,7 @@ def torment(laboratory: Laboratory, executor: str, stage: str, kills: int, refer
             run.process.join()
             judge(run)
             restore()
-            remaining = length
+            remaining, inflicted = length, 0
     return line
 
 

@@ -20,7 +20,7 @@ from detkds.policy_search.result import State, Trial
 from detkds.policy_search.space import Space
 from detkds.registry import DETECTORS, DISTANCES, KNOWLEDGE, SAMPLERS, TRANSFORMS
 from detkds.structures import DetectorOutput, KnowledgeInput, Pair
-from detkds.testing import check_distance, check_knowledge, check_transform
+from detkds.testing import check_detector, check_distance, check_knowledge, check_sampler, check_transform
 
 GUIDE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 REGISTRIES = (KNOWLEDGE, TRANSFORMS, DISTANCES, DETECTORS, SAMPLERS)
@@ -93,13 +93,8 @@ def test_the_pieces_conform() -> None:
     check_distance("log_cosh")
     check_transform("soft_clip(3)")
     check_knowledge("coarse(2)")
-
-
-def test_the_sampler_measures_given_choices_first() -> None:
-    space = Space("global", {"distance": ("l1", "l2"), "weight": (1.0, 2.0)})
-    given = {"distance": "l2", "weight": 1.0}
-    proposal = SAMPLERS["climb"](space, 0, SearchConfig(), [given]).propose([], 0, np.random.default_rng(0))
-    assert (proposal.params, proposal.role) == (given, "init")
+    check_detector("retinanet_nano", neck_channels=16)
+    check_sampler("climb")
 
 
 @pytest.fixture

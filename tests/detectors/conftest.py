@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from detkds.detectors import Detector, build_detector
-from detkds.structures import Batch, Target
+from detkds.detectors import Detector
+from detkds.structures import Batch
+from detkds.testing.detectors import CLASSES, example_batch, four_objects, seeded_detector
 
-CLASSES = ("ant", "bee", "cat")
 FEW_REGIONS: dict[str, Any] = {
     "representation": 32,
     "rpn_samples": 32,
@@ -33,38 +31,14 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def small_detector(name: str, *, seed: int = 0, class_names: Sequence[str] = CLASSES, **options: Any) -> Detector:
     """A narrow detector with reproducible weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        settings = {"backbone": "narrow8", "neck_channels": 32, **SMALL.get(name, {}), **options}
-        return build_detector(name, class_names, **settings)
-
-
-def make_batch(
-    boxes: Sequence[Sequence[Sequence[float]]], size: tuple[int, int] = (128, 128), *, classes: int = 3, seed: int = 0
-) -> Batch:
-    """Random images with the given boxes, an ellipse in each for its mask; labels count up from 0 in every image."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = []
-    for one in boxes:
-        corners = torch.tensor(one, dtype=torch.float32).reshape(-1, 4)
-        targets.append(Target(boxes=corners, labels=torch.arange(len(one)) % classes, masks=ellipses(corners, size)))
-    images = torch.rand(len(boxes), 3, *size, generator=generator)
-    sizes = torch.tensor([size] * len(boxes))
-    return Batch(images, sizes, tuple(range(len(boxes))), targets)
-
-
-def ellipses(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The largest ellipse in each box as masks ``(R, H, W)``."""
-    centers, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    x = (torch.arange(size[1]) + 0.5 - centers[:, :1]) / radii[:, :1]
-    y = (torch.arange(size[0]) + 0.5 - centers[:, 1:]) / radii[:, 1:]
-    return x[:, None, :] ** 2 + y[:, :, None] ** 2 < 1
+    settings = {"backbone": "narrow8", "neck_channels": 32, **SMALL.get(name, {}), **options}
+    return seeded_detector(name, seed=seed, class_names=class_names, **settings)
 
 
 @pytest.fixture
 def batch() -> Batch:
     """Two images of 128 x 128: three objects of different sizes, and one."""
-    return make_batch([[[10, 12, 50, 60], [64, 70, 120, 126], [5, 80, 37, 112]], [[20, 20, 100, 90]]])
+    return four_objects()
 
 
 @pytest.fixture
@@ -76,4 +50,4 @@ def small() -> Callable[..., Detector]:
 @pytest.fixture
 def batch_of() -> Callable[..., Batch]:
     """Builds a batch from boxes: ``batch_of([[], [[0, 0, 9, 9]]], (96, 128))``."""
-    return make_batch
+    return example_batch

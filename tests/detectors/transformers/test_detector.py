@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from detkds.detectors.weights import load_weights, save_weights
 from detkds.distiller import Distiller
 from detkds.errors import ConfigError, UserError, WeightsError
 from detkds.policy import Policy, Term
-from detkds.structures import Batch, DetectorOutput
+from detkds.structures import Batch
+from detkds.testing.detectors import CHECKS, CLASSES, run, seeded_detector, total
 
 pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="the transformers library is not installed")
 
-CLASSES = ("ant", "bee", "cat")
 HYBRID = ("rt_detr", "rt_detr_v2", "d_fine", "deim_v2")
 FAST = ("rt_detr", "d_fine", "deformable_detr")
 STRIDES = {
@@ -42,23 +43,15 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def nano(name: str, *, seed: int = 0, class_names: tuple[str, ...] = CLASSES, **options: Any) -> TransformersDetector:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        detector = build_detector(name, class_names, size="nano", **options)
+def nano(name: str, **options: Any) -> TransformersDetector:
+    detector = seeded_detector(name, size="nano", **options)
     assert isinstance(detector, TransformersDetector)
     return detector
 
 
-def run(detector: TransformersDetector, batch: Batch) -> DetectorOutput:
-    """A pass whose draws are reproducible."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return detector(batch)
-
-
-def total(output: DetectorOutput) -> Tensor:
-    return torch.stack(list(output.losses.values())).sum()
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_every_check(name: str, check: Callable[..., None]) -> None:
+    check(partial(nano, name))
 
 
 def test_output_has_the_announced_levels_and_shapes(name: str, batch: Batch) -> None:
@@ -129,50 +122,6 @@ def test_features_and_responses_carry_gradient_to_the_body(name: str, batch: Bat
     for tensor in (*output.features.values(), output.logits["query"]):
         gradients = torch.autograd.grad(tensor.square().sum(), body, retain_graph=True, allow_unused=True)
         assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
-
-
-@pytest.mark.parametrize("boxes", [[[], []], [[[3, 3, 40, 50]], []], [[[0, 0, 96, 96]], [[1, 1, 3, 2.5]]]])
-def test_images_without_or_with_one_object(name: str, batch_of: Callable[..., Batch], boxes: list) -> None:
-    detector = nano(name).train()
-    output = run(detector, batch_of(boxes, (96, 96)))
-    assert all(torch.isfinite(loss) for loss in output.losses.values())
-    total(output).backward()
-    trained = [p for p in detector.parameters() if p.requires_grad]
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
-
-
-def test_boxes_without_area_do_no_harm(name: str, batch_of: Callable[..., Batch]) -> None:
-    sound = run(nano(name).train(), batch_of([[[10, 10, 60, 60]], [[20, 20, 50, 70]]], (96, 96)))
-    boxes = [[[10, 10, 60, 60], [5, 5, 5, 20]], [[20, 20, 50, 70], [8, 9, 30, 9]]]
-    mixed = run(nano(name).train(), batch_of(boxes, (96, 96)))
-    assert all(torch.equal(loss, mixed.losses[key]) for key, loss in sound.losses.items())
-
-
-@pytest.mark.parametrize("size", [(97, 131), (45, 33)])
-def test_odd_sizes(name: str, batch_of: Callable[..., Batch], size: tuple[int, int]) -> None:
-    detector = nano(name).train()
-    batch = batch_of([[[2, 2, 30, 40]], []], size)
-    output = run(detector, batch)
-    assert torch.isfinite(total(output))
-    for level, spec in detector.info.features.items():
-        assert output.features[level].shape[-2:] == (-(-size[0] // int(spec.stride)), -(-size[1] // int(spec.stride)))
-    with torch.no_grad():
-        found = detector.eval().predict(batch)
-    for one in found:
-        assert len(one.boxes) and (one.boxes >= 0).all()
-        assert (one.boxes[:, [0, 2]] <= size[1]).all() and (one.boxes[:, [1, 3]] <= size[0]).all()
-
-
-def test_a_frozen_teacher_answers_alike(name: str, batch: Batch) -> None:
-    teacher = nano(name).eval().requires_grad_(False)
-    with torch.no_grad():
-        first, second = teacher(batch), teacher(replace(batch, targets=None))
-        kept = {one: {k: v.clone() for k, v in getattr(first, one).items()} for one in ("features", "regression")}
-        restored = teacher.restore(DetectorOutput(image_sizes=first.image_sizes, layout=first.layout, **kept))
-    for one in ("features", "logits", "regression", "boxes", "box_distribution"):
-        ours, theirs = getattr(first, one), getattr(second, one)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert torch.equal(restored.boxes["query"], first.boxes["query"])
 
 
 def test_predictions_are_the_librarys(name: str, batch: Batch) -> None:
@@ -291,26 +240,6 @@ def test_saved_weights_load_in_the_library_and_here(name: str, batch: Batch, tmp
     assert torch.allclose(ours.logits["query"], reloaded.logits["query"], atol=1e-5)
     assert torch.allclose(ours.boxes["query"], reloaded.boxes["query"], atol=1e-3)
     assert set(detector.home_state_dict()) >= set(home.state_dict())
-
-
-def test_autocast_gives_sound_responses_and_losses(name: str, batch: Batch) -> None:
-    detector = nano(name).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = run(detector, batch)
-    total(output).backward()
-    assert torch.isfinite(total(output))
-    for group in (output.logits, output.regression, output.boxes):
-        assert all(tensor.dtype == torch.float32 and torch.isfinite(tensor).all() for tensor in group.values())
-
-
-def test_copies_are_independent(batch: Batch) -> None:
-    detector = nano("lw_detr").eval()
-    twin = copy.deepcopy(detector)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-        assert detector(batch).features["p4"].abs().sum() > 0
-        assert twin(batch).features["p4"].abs().sum() == 0
 
 
 def test_weights_files_round_trip(batch: Batch, tmp_path: Path) -> None:
