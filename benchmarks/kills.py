@@ -184,8 +184,9 @@ def drive(arguments: Sequence[str], log: Path) -> None:
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    for place in (forkserver, forkserver._forkserver):  # type: ignore[attr-defined]
-        place.ensure_running = lambda: None  # that of the parent serves
+    servers: tuple[Any, ...] = (forkserver, forkserver._forkserver)  # type: ignore[attr-defined]
+    for server in servers:
+        server.ensure_running = lambda: None  # that of the parent serves
     app(arguments, prog_name="detkds")
 
 

@@ -99,6 +99,19 @@ def test_thresholds_belong_to_the_better_side() -> None:
     assert match_by_iou(anchors, Objects.collect([target]), 0.5, 0.25).tolist() == [[0, 0, IGNORED, BACKGROUND]]
 
 
+def test_an_object_that_no_anchor_touches_takes_none() -> None:
+    anchors = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8]])
+    target = Target(boxes=torch.tensor([[50.0, 50, 58, 58]]), labels=torch.tensor([0]))
+    assert match_by_iou(anchors, Objects.collect([target]), 0.5, 0.25).tolist() == [[BACKGROUND] * 2]
+
+
+def test_a_point_on_the_edge_of_a_box_is_outside() -> None:
+    anchors = torch.tensor([[0.0, 0, 8, 8]])
+    for x, expected in ((4.0, BACKGROUND), (3.9, 0)):
+        target = Target(boxes=torch.tensor([[x, 0, 12, 8]]), labels=torch.tensor([0]))
+        assert match_by_center(anchors, Objects.collect([target]), 1.5, 1, 1).tolist() == [[expected]]
+
+
 def test_half_inside_a_crowd_is_not_mostly_inside() -> None:
     anchors = torch.tensor([[4.0, 0, 12, 8], [3.0, 0, 11, 8]])
     assert inside_crowd(anchors, torch.tensor([[0.0, 0, 8, 8]])).tolist() == [False, True]

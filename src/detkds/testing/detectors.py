@@ -197,7 +197,7 @@ def restores_what_it_stores(build: Build) -> None:
     batch, detector = four_objects(), build().eval()
     with torch.no_grad():
         live = detector(batch)
-        kept = {field: {k: v.clone() for k, v in getattr(live, field).items()} for field in STORED}
+        kept: dict[str, Any] = {field: {k: v.clone() for k, v in getattr(live, field).items()} for field in STORED}
         restored = detector.restore(DetectorOutput(image_sizes=live.image_sizes, layout=live.layout, **kept))
         if restored is None:
             return

@@ -54,11 +54,11 @@ def begin(expression: str, space: SearchSpace, storage: BaseStorage | None = Non
     """A study of this sampler; one of combinations begins with its single terms, measured before."""
     sampler = make_sampler(expression, space, 7, SearchConfig(method="divide", population=4, parallel=parallel))
     study = SearchStudy("study", sampler, storage, BUDGET)
-    assert isinstance(space, Space | CombinationSpace)
-    for name in space.terms if isinstance(space, CombinationSpace) else ():
-        params = space.nearest({name: 1.0})
-        policy = space.policy(params)
-        study.add_seed(params, Trial(name, 0, State.COMPLETE, params, policy, policy.key, 31.0))
+    if isinstance(space, CombinationSpace):
+        for name in space.terms:
+            params = space.nearest({name: 1.0})
+            policy = space.policy(params)
+            study.add_seed(params, Trial(name, 0, State.COMPLETE, params, policy, policy.key, 31.0))
     return study
 
 

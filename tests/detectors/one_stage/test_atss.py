@@ -130,9 +130,18 @@ def test_an_anchor_takes_the_object_of_highest_iou_and_of_equals_the_first() -> 
 
 def test_a_center_on_the_edge_is_outside() -> None:
     level = torch.tensor([[0.0, 0, 8, 8], [20, 0, 28, 8]])
-    edge, within = torch.tensor([[4.0, 0, 12, 8]]), torch.tensor([[3.9, 0, 12, 8]])
-    assert match_adaptively([level], Objects.collect([_target(edge)]), 1).tolist() == [[BACKGROUND] * 2]
+    within = torch.tensor([[3.9, 0, 12, 8]])
+    for edge in ([4.0, 0, 12, 8], [-4.0, 0, 4, 8], [0.0, 4, 8, 12], [0.0, -4, 8, 4]):
+        objects = Objects.collect([_target(torch.tensor([edge]))])
+        assert match_adaptively([level], objects, 1).tolist() == [[BACKGROUND] * 2]
     assert match_adaptively([level], Objects.collect([_target(within)]), 1).tolist() == [[0, BACKGROUND]]
+
+
+def test_the_valuable_region_has_its_lower_end_and_not_its_upper() -> None:
+    """The only candidate is the box, so that the threshold is 1; the DIoU of the other anchor is 1/2 - 4/128."""
+    level = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4]])
+    objects = Objects.collect([_target(torch.tensor([[0.0, 0, 8, 8]]))])
+    assert valuable_region([level], objects, 1, 0.46875).tolist() == [[0.0, 0.5]]
 
 
 def _slow_region(levels: list[Tensor], target: Target) -> list[float]:
