@@ -54,12 +54,9 @@ RUN = {
     "student": {"detector": "retinanet", "backbone": "narrow4", "options": HEAD},
     "train": TRAIN,
     "proxy": {"validation": 0.5, "epochs": 2, "draws": 8, "population": 2, "calibration_batches": 1},
-    "search": {
-        "knowledge": ["global", "logits"], "single_budget": 2, "combination_budget": 2, "population": 2, "parents": 1,
-        "confirm": 2, "confirm_seeds": 1,
-    },
+    "search": {"knowledge": ["global", "logits"], "candidates": 8, "portfolio": 4, "race": [3, 2]},
     "final": {"seeds": [0, 1], "policies": ["pkd"]},
-}  # fmt: skip
+}
 PLUGIN = """from detkds.training.checkpoint import StateFiles
 
 StateFiles.__init__.__defaults__ = (0.0,)  # seconds between two saves
