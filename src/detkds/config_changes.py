@@ -51,4 +51,4 @@ def _value(data: Any, name: str, default: Any) -> Any:
 
 def _section(annotation: Any) -> type[Section] | None:
     options = [annotation, *getattr(annotation, "__args__", ())]
-    return next((one for one in options if isinstance(one, type) and issubclass(one, Section)), None)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend.
+    """A mistake the user can fix.
 
     ``faults`` holds one line per fault; the command line prints them all and exits with code 2.
     """

@@ -200,10 +200,10 @@ def differences_to_many(
     seeds = {name: first.keys() & others[name].keys() for name, difference in found.items() if difference}
     correlation = min(
         (
-            len(seeds[one] & seeds[other]) / (2 * math.sqrt(len(seeds[one]) * len(seeds[other])))
-            for one in seeds
+            len(seeds[seed] & seeds[other]) / (2 * math.sqrt(len(seeds[seed]) * len(seeds[other])))
+            for seed in seeds
             for other in seeds
-            if one != other
+            if seed != other
         ),
         default=0.5,
     )

@@ -14,8 +14,8 @@ from detkds.structures import Kind
 OPTIONAL_PIECES = {"adapter": "auto", "schedule": "constant"}
 """The pieces that a term need not name, and what stands for them."""
 
-MAX_WEIGHT = 1e30
-"""The largest weight of a term: losses in float32 survive it, and weights can be added up."""
+MAX_WEIGHT = 1e300
+"""The largest weight of a term: the sum of any number of them is finite."""
 
 
 def checked_fields(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -72,6 +72,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 def test_version(invoke: Any) -> None:
     assert invoke("--version").stdout.strip() == f"detkds {__version__}"
+    citation = Path(__file__).resolve().parents[2] / "CITATION.cff"
+    assert yaml.safe_load(citation.read_text())["version"] == __version__
 
 
 def test_modules_of_the_working_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from detkds.config_file import parse_config
 from detkds.errors import ConfigError, UserError
 from detkds.policy import Policy, Term
 from detkds.progress import Progress
-from detkds.runs.train import SingleTraining, find_policy, run_distill, run_train
+from detkds.runs.train import SingleTraining, resolve_policy, run_distill, run_train
 from detkds.training.checkpoint import StateFiles
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -102,10 +102,10 @@ def test_a_relative_weight_is_turned_into_an_absolute_one(tiny_run: dict[str, An
 def test_the_policy_of_the_search_is_the_default(tiny_run: dict[str, Any]) -> None:
     config = parse_config(tiny_run)
     with pytest.raises(ConfigError, match="run detkds search first"):
-        find_policy(config, None)
+        resolve_policy(config, None)
     config.folder.mkdir(parents=True)
     (config.folder / "policy.yaml").write_text(Policy([Term("global", (), "l1", 3.0)]).to_yaml())
-    found = find_policy(config, None)
+    found = resolve_policy(config, None)
     assert (found.name, found.key) == ("searched", "global: - | l1 x 3")
 
 

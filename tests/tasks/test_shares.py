@@ -54,10 +54,10 @@ def test_workers_get_equal_shares_of_the_machines(nodes, asked, expected):
 @pytest.mark.parametrize(
     ("nodes", "asked", "said"),
     [
-        ([{"CPU": 4}], {"device": "cuda"}, "expected a GPU in the Ray cluster, got none"),
+        ([{"CPU": 4}], {"device": "cuda"}, "expected a GPU, got none"),
         ([{"CPU": 4}, {"CPU": 3}], {"workers": 3, "threads": 3}, "expected 3 workers with 3 CPUs each"),
-        ([{"CPU": 2}], {"workers": 3}, "machines with 2 CPUs"),
-        ([{}], {}, "machines with 0 CPUs"),
+        ([{"CPU": 2}], {"workers": 3}, "got 1 machine with 2 CPUs"),
+        ([{}], {}, "got 1 machine with 0 CPUs"),
     ],
 )
 def test_too_small_a_cluster_is_refused(nodes, asked, said):

@@ -149,18 +149,17 @@ def test_what_another_run_measured_is_taken_over_once(tmp_path: Path, notes: lis
     second.mkdir()
     other = Store(first)
     other.put("a", TASK, RESULT, b"some weights")
-    store = Store(second, notes.append)
-    store.adopt(first)
+    store = Store(second, notes.append, parent=first)
     assert store.get("a") == other.get("a")
     path = store.weights("a")
     assert path is not None and path.read_bytes() == b"some weights" and path.is_relative_to(second)
     store.put("b", TASK, FAILED)
     assert Store(first).get("b") is None, "the other run stays as it is"
     other.put("c", TASK, RESULT)
-    store.adopt(first)
-    assert store.get("b") == FAILED and store.get("c") is None, "a store that has begun takes nothing over"
-    store.adopt(tmp_path / "absent")
-    assert store.get("a") is not None and not notes
+    for parent in (first, tmp_path / "absent"):
+        store = Store(second, notes.append, parent=parent)
+        assert store.get("b") == FAILED and store.get("c") is None, "a store that has begun takes nothing over"
+        assert store.get("a") is not None and not notes
 
 
 def test_states_go_when_they_are_no_longer_needed(tmp_path: Path) -> None:

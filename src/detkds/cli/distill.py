@@ -40,9 +40,9 @@ def distill(
         if dry_run:
             from detkds.cli.plan import print_plan
             from detkds.runs.estimate import estimate_training
-            from detkds.runs.train import find_policy
+            from detkds.runs.train import resolve_policy
 
-            wanted = find_policy(resolved, policy)
+            wanted = resolve_policy(resolved, policy)
             print_plan(resolved, lambda plan: estimate_training(plan, "student", wanted), as_json)
             return
         from detkds.cli.tables import print_single

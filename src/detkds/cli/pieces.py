@@ -31,9 +31,9 @@ def list_pieces(
         from detkds import registry
 
         found = {
-            one.value: {name: kind.summary(name) for name in kind}
-            for one in ([family] if family else list(Family))
-            for kind in [getattr(registry, one.name)]
+            member.value: {name: kind.summary(name) for name in kind}
+            for member in ([family] if family else list(Family))
+            for kind in [getattr(registry, member.name)]
         }
         if as_json:
             print_json(found)

@@ -22,8 +22,6 @@ MIN_SIDE_PX = 2.0
 """Boxes with a side shorter than this many network pixels are dropped."""
 
 
-Augmentation = AugmentationConfig
-
 NO_AUGMENTATION = AugmentationConfig(flip=0.0)
 """Training images as they are."""
 

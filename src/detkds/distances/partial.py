@@ -25,7 +25,7 @@ class PartialL2(Distance):
     Shapes:  any (N, C, ...) -> ()
     Range:   [0, inf), in the squared units of the tensors.
     Source:  Overhaul (Heo et al., ICCV 2019), equations 1-4.
-    Differs: the authors reckon the margin from the batch normalisation before the ReLU, as the mean of the negative
+    Differs: the authors compute the margin from the batch normalisation before the ReLU, as the mean of the negative
         half of a normal distribution.
     """
 

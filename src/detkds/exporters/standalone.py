@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         """Levels from fine to coarse."""
         maps = self.body(images)
         picked = [maps[place].permute(0, 3, 1, 2) if self.channels_last else maps[place] for place in self.picks]
-        levels = self.fpn(OrderedDict((str(number), one) for number, one in enumerate(picked)))
+        levels = self.fpn(OrderedDict((str(number), level) for number, level in enumerate(picked)))
         return OrderedDict(zip(self.levels, levels.values(), strict=True))
 
 

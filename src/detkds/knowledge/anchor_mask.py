@@ -28,13 +28,15 @@ def anchor_mask(boxes: Sequence[Tensor], size: Sequence[int], stride: float, sha
     ratios = torch.tensor(_RATIOS, device=device).sqrt()
     heights, widths = _SIDE * stride * ratios, _SIDE * stride / ratios
     masks = []
-    for one in boxes:
-        across = _overlap(one[:, 0], one[:, 2], widths, size[1], stride)[:, :, None, :]
-        down = _overlap(one[:, 1], one[:, 3], heights, size[0], stride)[:, :, :, None]
+    for image_boxes in boxes:
+        across = _overlap(image_boxes[:, 0], image_boxes[:, 2], widths, size[1], stride)[:, :, None, :]
+        down = _overlap(image_boxes[:, 1], image_boxes[:, 3], heights, size[0], stride)[:, :, :, None]
         inner = down * across  # (R, ratios, H, W)
-        area = ((one[:, 2] - one[:, 0]) * (one[:, 3] - one[:, 1]))[:, None] + heights * widths
+        area = ((image_boxes[:, 2] - image_boxes[:, 0]) * (image_boxes[:, 3] - image_boxes[:, 1]))[
+            :, None
+        ] + heights * widths
         iou = inner / (area[:, :, None, None] - inner)
-        best = iou.flatten(1).amax(1) if len(one) else iou.new_zeros(0)
+        best = iou.flatten(1).amax(1) if len(image_boxes) else iou.new_zeros(0)
         masks.append(((iou > share * best[:, None, None, None]) & (iou > 0)).any(1).any(0))
     return torch.stack(masks)[:, None] if masks else torch.zeros(0, 1, *size, dtype=torch.bool)
 

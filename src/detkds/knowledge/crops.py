@@ -27,10 +27,12 @@ class Crops:
 
     def __init__(self, boxes: Sequence[Tensor], shape: Sequence[int], stride: float, size: int, like: Tensor) -> None:
         self.size = size
-        padded = pad_sequence([one.to(like) for one in boxes], batch_first=True)  # (N, R, 4), R the most of an image
+        padded = pad_sequence(
+            [image_boxes.to(like) for image_boxes in boxes], batch_first=True
+        )  # (N, R, 4), R the most of an image
         self.most = padded.shape[1]
-        kept = [image * self.most + row for image, one in enumerate(boxes) for row in range(len(one))]
-        self.counts = [len(one) for one in boxes]
+        kept = [image * self.most + row for image, image_boxes in enumerate(boxes) for row in range(len(image_boxes))]
+        self.counts = [len(image_boxes) for image_boxes in boxes]
         self.kept = torch.tensor(kept, dtype=torch.int64, device=like.device)
         self.rows = _shares(padded[..., 1], padded[..., 3], stride, size, shape[0])  # (N, R, size, H)
         columns = _shares(padded[..., 0], padded[..., 2], stride, size, shape[1])  # (N, R, size, W)

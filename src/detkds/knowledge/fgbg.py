@@ -54,7 +54,11 @@ class ForegroundBackground(Knowledge):
         boxes = inputs.boxes("fgbg")
         strides = sorted(inputs.levels.values())
         for _, stride, ours, theirs in inputs.features():
-            chosen = boxes if self.assign == "all" else [one[fits_level(one, stride, strides)] for one in boxes]
+            chosen = (
+                boxes
+                if self.assign == "all"
+                else [image_boxes[fits_level(image_boxes, stride, strides)] for image_boxes in boxes]
+            )
             valid = valid_cells(inputs.student.image_sizes, ours.shape[-2:], stride).to(ours)
             if self.positions == "all":
                 valid = torch.ones_like(valid)

@@ -61,7 +61,7 @@ def _of_regions(inputs: KnowledgeInput) -> tuple[Tensor, Tensor]:
     assert student.proposals is not None
     scores, boxes = zip(*(_likeliest(side) for side in (student, teacher)), strict=True)
     difference = scores[1] - scores[0]
-    counts = [len(one) for one in student.proposals]
+    counts = [len(image_proposals) for image_proposals in student.proposals]
     disagreement = difference.abs().squeeze(1).split(counts)
     believed = torch.where(difference > 0, boxes[1], boxes[0]).split(counts)
     padded = pad_sequence(list(disagreement), batch_first=True, padding_value=-torch.inf)
@@ -88,13 +88,13 @@ def _best(scores: Tensor, boxes: Tensor) -> list[Tensor]:
         scores[images, index] = -torch.inf
     if not chosen:
         return [boxes.new_zeros(0, 4) for _ in scores]
-    return [one[kept] for one, kept in zip(torch.stack(chosen, 1), torch.stack(exists, 1), strict=True)]
+    return [image_boxes[kept] for image_boxes, kept in zip(torch.stack(chosen, 1), torch.stack(exists, 1), strict=True)]
 
 
 def _iou(boxes: Tensor, others: Tensor) -> Tensor:
     inner = (torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])).clamp_min(
         0
     )
-    areas = [(one[..., 2:] - one[..., :2]).clamp_min(0).prod(-1) for one in (boxes, others)]
+    areas = [(rows[..., 2:] - rows[..., :2]).clamp_min(0).prod(-1) for rows in (boxes, others)]
     shared = inner.prod(-1)
     return shared / (areas[0] + areas[1] - shared).clamp_min(torch.finfo(shared.dtype).tiny)

@@ -39,7 +39,7 @@ def foreground_weight(boxes: Sequence[Tensor], size: Sequence[int], stride: floa
         )
         empty = (right <= left) | (bottom <= top)
         right, bottom = torch.where(empty, left + 1, right), torch.where(empty, top + 1, bottom)
-    counts = torch.tensor([len(one) for one in boxes], device=padded.device)
+    counts = torch.tensor([len(image_boxes) for image_boxes in boxes], device=padded.device)
     exists = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
     inverse_area = exists / ((right - left) * (bottom - top)).float()
     rows = torch.arange(height, device=padded.device)
@@ -63,7 +63,7 @@ def fits_level(boxes: Tensor, stride: float, strides: Sequence[float]) -> Tensor
     """
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp_min(1e-6).sqrt()
     level = torch.floor(_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIZE + 1e-8))
-    finest, own, coarsest = (round(math.log2(one)) for one in (strides[0], stride, strides[-1]))
+    finest, own, coarsest = (round(math.log2(pixels)) for pixels in (strides[0], stride, strides[-1]))
     return level.clamp(finest, coarsest) == own
 
 

@@ -57,5 +57,5 @@ class _Guided(nn.Module):
 
     def _mean_attention(self, sides: tuple[Tensor, Tensor], over: list[int]) -> Tensor:
         strengths = [side.abs().mean(over, keepdim=True) for side in sides]
-        shares = [(one.flatten(1) / self.options.tau).softmax(1) * one[0].numel() for one in strengths]
+        shares = [(strength.flatten(1) / self.options.tau).softmax(1) * strength[0].numel() for strength in strengths]
         return ((shares[0] + shares[1]) / 2).view_as(strengths[0])

@@ -68,8 +68,8 @@ class NonLocalBlock(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same."""
         phi, g = (
-            max_pool2d(one(feature), self.pool, ceil_mode=True).flatten(2)  # (N, I, M)
-            for one in (self.phi, self.g)
+            max_pool2d(layer(feature), self.pool, ceil_mode=True).flatten(2)  # (N, I, M)
+            for layer in (self.phi, self.g)
         )
         # (theta . phi) g = theta . (phi g): the relations of all positions never stand in memory.
         summed = g @ phi.transpose(1, 2) / phi.shape[2]  # (N, I, I)

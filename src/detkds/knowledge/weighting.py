@@ -137,11 +137,13 @@ class Weighting:
             return _positives(student)
         if self.per == "centerness":
             marked = _region(student, "centerness").values()
-            return torch.stack([one.sum() for one in marked]).sum().clamp_min(_LEAST_CENTERNESS)
+            return torch.stack([level_weights.sum() for level_weights in marked]).sum().clamp_min(_LEAST_CENTERNESS)
         if self.per == "pyramid":
             sums = [
-                student.logits[level].new_tensor(student.logits[level][:, 0].numel()) if one is None else one.sum()
-                for level, one in weights.items()
+                student.logits[level].new_tensor(student.logits[level][:, 0].numel())
+                if level_weights is None
+                else level_weights.sum()
+                for level, level_weights in weights.items()
             ]
             total = torch.stack(sums).sum()
             return total + (total == 0)
@@ -161,9 +163,9 @@ def _positives(student: DetectorOutput) -> Tensor:
     """The number of the student's positives, of which an image has one at least."""
     marked = _region(student, "main")
     if REGION in marked and student.proposals is not None:
-        images = marked[REGION].split([len(one) for one in student.proposals])
-        return torch.stack([one.sum() for one in images]).clamp_min(1).sum()
-    return torch.stack([one.flatten(1).sum(1) for one in marked.values()]).sum(0).clamp_min(1).sum()
+        images = marked[REGION].split([len(image_proposals) for image_proposals in student.proposals])
+        return torch.stack([image_weights.sum() for image_weights in images]).clamp_min(1).sum()
+    return torch.stack([level_weights.flatten(1).sum(1) for level_weights in marked.values()]).sum(0).clamp_min(1).sum()
 
 
 def _region(student: DetectorOutput, name: str, boxes: Sequence[Tensor] | None = None) -> Mapping[str, Tensor]:

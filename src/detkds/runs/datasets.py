@@ -51,9 +51,9 @@ def require_masks(data: Sequence[CocoDataset]) -> None:
         DataError: naming the annotations that have none.
     """
     faults = Faults()
-    for name, one in zip(("train", "test"), data, strict=True):
+    for name, split in zip(("train", "test"), data, strict=True):
         try:
-            one.require_masks("this pair learns masks")
+            split.require_masks("this pair learns masks")
         except UserError as error:
             faults.add(f"data.{name}: {error}")
     faults.raise_as(DataError)

@@ -69,7 +69,7 @@ def check_pair_step(student: Detector, teacher: Detector, *, side: int = 128, se
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         for name, loss in losses.items():
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            if not any(bool(one.abs().sum() > 0) for one in gradients if one is not None):
+            if not any(bool(gradient.abs().sum() > 0) for gradient in gradients if gradient is not None):
                 faults.append(f"{name} sends no gradient to the student")
         torch.stack([*losses.values(), *task.values()]).sum().backward()
     finally:

@@ -244,7 +244,7 @@ def make_plan(config: RunConfig) -> Plan:
         for policy in policies.values():
             attempt(check_pair, absolute(policy), student, teacher)
     learners = [student, teacher if config.teacher.weights is None else None]
-    if data and any(one is not None and one.info.masks for one in learners):
+    if data and any(learner is not None and learner.info.masks for learner in learners):
         attempt(require_masks, data)
     if embedded and not faults:
         data = attempt(load_data, config)  # last, as it writes files

@@ -142,9 +142,8 @@ def open_session(plan: Plan, progress: Progress) -> Iterator[Session]:
     """
     with open_folder(plan.config, plan.content, progress) as folder:
         progress.add_sink(ProgressFile(folder / PROGRESS_FILE))
-        store = Store(folder, progress.note)
-        if plan.config.parent is not None:
-            store.adopt(plan.config.runs / plan.config.parent)
+        parent = None if plan.config.parent is None else plan.config.runs / plan.config.parent
+        store = Store(folder, progress.note, parent=parent)
         yield Session(plan, folder, progress, store)
         store.remove_states()
 

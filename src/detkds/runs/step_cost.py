@@ -67,13 +67,13 @@ def step_costs(setup: TrainingSetup, policies: Sequence[Policy], seed: int, path
         if line.get("device") == device:
             with contextlib.suppress(KeyError, TypeError):  # of another form: measured again
                 known.setdefault(line["policy"], StepCost(**line["cost"]))
-    wanted = {one.key: one for one in map(absolute, policies)}
-    if missing := [one for key, one in wanted.items() if key not in known]:
+    wanted = {policy.key: policy for policy in map(absolute, policies)}
+    if missing := [policy for key, policy in wanted.items() if key not in known]:
         for key, cost in measure_costs(setup, missing, seed).items():
             if cost.failure is None:  # what failed, for want of memory perhaps, is tried again
                 append_line(path, {"policy": key, "device": device, "cost": asdict(cost)})
             known.setdefault(key, cost)
-    return [known[absolute(one).key] for one in policies]
+    return [known[absolute(policy).key] for policy in policies]
 
 
 def measure_costs(setup: TrainingSetup, policies: Sequence[Policy], seed: int) -> dict[str, StepCost]:
@@ -82,10 +82,10 @@ def measure_costs(setup: TrainingSetup, policies: Sequence[Policy], seed: int) -
     student = setup.build_student(seed, True)
     config = setup.config.model_copy(update={"lr": _UNMOVED})
     trainers = {
-        one.key: StudentTrainer(
-            one.key,
+        policy.key: StudentTrainer(
+            policy.key,
             student,
-            one,
+            policy,
             setup.teacher,
             config,
             max(WARM_UP + TIMED, setup.steps_per_epoch * config.epochs),
@@ -93,7 +93,7 @@ def measure_costs(setup: TrainingSetup, policies: Sequence[Policy], seed: int) -
             device=setup.device,
             self_taught=setup.self_taught,
         )
-        for one in (Policy(), *policies)
+        for policy in (Policy(), *policies)
     }
     held: dict[str, tuple[int, int]] = {}
     times: dict[str, list[float]] = {key: [] for key in trainers}
@@ -189,9 +189,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, DetectorOutput):
         yield from _tensors(vars(value))
     elif isinstance(value, Mapping):
-        yield from (tensor for one in value.values() for tensor in _tensors(one))
+        yield from (tensor for item in value.values() for tensor in _tensors(item))
     elif isinstance(value, list | tuple):
-        yield from (tensor for one in value for tensor in _tensors(one))
+        yield from (tensor for item in value for tensor in _tensors(item))
 
 
 def _wait(device: torch.device) -> None:

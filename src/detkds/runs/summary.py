@@ -44,7 +44,7 @@ def summarize(
         **compared(plan, teacher, rows, seconds, opponent, confirmed[0].mean if confirmed[0].ap else None),
         "opponent": opponent,
         "policy": confirmed[0].policy.to_dict(),
-        "confirmation": [one.to_dict() for one in confirmed],
+        "confirmation": [candidate.to_dict() for candidate in confirmed],
         "search": {
             "weighting": plan.config.search.weighting,
             "sampler": plan.config.search.sampler,

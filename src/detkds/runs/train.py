@@ -68,7 +68,7 @@ def run_distill(
     Raises:
         UserError: every fault in the configuration, no such policy, or a training that failed.
     """
-    wanted = find_policy(config, policy)
+    wanted = resolve_policy(config, policy)
     with joined(config.device) as processes:
         own = config.model_copy(update={"device": processes.device}) if processes.device else config
         plan = make_plan(own)
@@ -85,7 +85,7 @@ def run_distill(
             return _train(session, task, target, processes)
 
 
-def find_policy(config: RunConfig, policy: str | Path | None) -> Policy:
+def resolve_policy(config: RunConfig, policy: str | Path | None) -> Policy:
     """The named policy, or the one this run's search found.
 
     Raises:

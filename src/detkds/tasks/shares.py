@@ -16,9 +16,9 @@ class Share:
 
     Attributes:
         workers: how many there are.
-        device: ``cuda`` is the GPU that Ray assigns.
+        device: ``cuda`` is the GPU that a worker is given.
         threads: of torch on the CPU.
-        cpus, gpus: what it takes of Ray's resources; less than one GPU where several workers share one.
+        cpus, gpus: what it takes of the machines; less than one GPU where several workers share one.
     """
 
     workers: int
@@ -55,7 +55,7 @@ def share(
     device = device or ("cuda" if gpus else "cpu")
     if device.startswith("cuda"):
         if not gpus:
-            raise SearchError(f"executor: device {device!r}: expected a GPU in the Ray cluster, got none")
+            raise SearchError(f"executor: device {device!r}: expected a GPU, got none")
         workers = workers or gpus
         threads = threads or max(1, sum(cpus) // workers)
         return Share(workers, "cuda", threads, 0, 1 / math.ceil(workers / gpus))
@@ -68,7 +68,7 @@ def share(
     if not fitting or not workers:
         raise SearchError(
             f"workers: expected {workers or 1} workers with {threads or 1} CPUs each (threads), "
-            f"got a Ray cluster of {len(nodes)} machines with {', '.join(map(str, cpus)) or 'no'} CPUs"
+            f"got {len(nodes)} machine{'s' * (len(nodes) != 1)} with {', '.join(map(str, cpus)) or 'no'} CPUs"
         )
     return Share(workers, device, max(fitting), max(fitting), 0)
 
@@ -91,10 +91,10 @@ def portions(groups: Sequence[str], population: int, workers: int, whole_groups:
     units: dict[Any, list[int]] = {}
     for index, group in enumerate(groups):
         units.setdefault(group if whole_groups else index, []).append(index)
-    found: list[list[int]] = []
+    portioned: list[list[int]] = []
     for unit in units.values():
-        if found and len(found[-1]) + len(unit) <= size:
-            found[-1] += unit
+        if portioned and len(portioned[-1]) + len(unit) <= size:
+            portioned[-1] += unit
         else:
-            found.append(unit)
-    return found
+            portioned.append(unit)
+    return portioned

@@ -23,16 +23,33 @@ class Store:
     Args:
         folder: of the run, held by this process alone.
         note: told what is passed over.
+        parent: the folder of another run, whose store is taken over where this one is empty.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, folder: Path, note: Callable[[str], None] = lambda text: None, *, parent: Path | None = None
+    ) -> None:
         self.folder = folder
         self.states = folder / STATES
         self._note = note
         self._path = folder / RESULTS
         self._results: dict[str, TaskResult] = {}
         self._files: dict[str, str] = {}
+        if parent is not None:
+            self._adopt(parent)
         self._load()
+
+    def _adopt(self, other: Path) -> None:
+        """Take over results as they are, and weights as links where the disk allows it."""
+        if (other / RESULTS).is_file() and not self._path.exists():
+            shutil.copyfile(other / RESULTS, self._path)
+            for path in (other / WEIGHTS).glob("*.safetensors"):
+                (self.folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
+                target = self.folder / WEIGHTS / path.name
+                try:
+                    os.link(path, target)
+                except OSError:
+                    shutil.copyfile(path, target)
 
     def _load(self) -> None:
         """Read what is stored; damaged lines are passed over."""
@@ -78,19 +95,6 @@ class Store:
             self._note(f"{path} is damaged; its training is done again")
             return None
         return path
-
-    def adopt(self, other: Path) -> None:
-        """Take over what another run's store holds: results as they are, weights as links where the disk allows it."""
-        if (other / RESULTS).is_file() and not self._path.exists():
-            shutil.copyfile(other / RESULTS, self._path)
-            for path in (other / WEIGHTS).glob("*.safetensors"):
-                (self.folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
-                target = self.folder / WEIGHTS / path.name
-                try:
-                    os.link(path, target)
-                except OSError:
-                    shutil.copyfile(path, target)
-            self._load()
 
     def remove_states(self) -> None:
         """Delete the states of trainings; what is unfinished starts over."""

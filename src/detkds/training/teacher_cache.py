@@ -190,7 +190,9 @@ def compact(output: DetectorOutput) -> dict[str, Tensor]:
 
     What autocast gave in 16 bits stays as it is; a map with a number that half precision cannot hold stays in full.
     """
-    return {f"{field}/{level}": _rounded(one) for field in _FIELDS for level, one in getattr(output, field).items()}
+    return {
+        f"{field}/{level}": _rounded(tensor) for field in _FIELDS for level, tensor in getattr(output, field).items()
+    }
 
 
 def _rounded(tensor: Tensor) -> Tensor:
