@@ -168,6 +168,8 @@ class Policy:
         for index, term in enumerate(terms):
             if not isinstance(term, Term):
                 faults.add(f"terms[{index}]: expected a Term, got {term!r}; Policy.from_dict reads plain data")
+        if math.isinf(sum(term.weight for term in terms if isinstance(term, Term))):
+            faults.add("terms: expected weights whose sum is a finite number")
         if fault := _fidelity_fault(self.fidelity):
             faults.add(fault)
         faults.raise_as(PolicyError)

@@ -14,9 +14,6 @@ from detkds.structures import Kind
 OPTIONAL_PIECES = {"adapter": "auto", "schedule": "constant"}
 """The pieces that a term need not name, and what stands for them."""
 
-MAX_WEIGHT = 1e300
-"""The largest weight of a term: the sum of any number of them is finite."""
-
 
 def checked_fields(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The fields of a term as they are kept, and every fault with the field it stands in; absent fields are not."""
@@ -42,8 +39,6 @@ def checked_fields(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple
     weight = given.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not (math.isfinite(weight) and weight >= 0):
         faults.append(("weight", f"weight: expected a finite number >= 0, got {weight!r}"))
-    elif weight > MAX_WEIGHT:
-        faults.append(("weight", f"weight: expected at most {MAX_WEIGHT:g}, got {weight!r}"))
     elif "weight" in given:
         fields["weight"] = float(weight)
     if given.get("weighting", "absolute") not in ("absolute", "gradient"):

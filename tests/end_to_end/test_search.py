@@ -143,7 +143,13 @@ def test_running_again_trains_nothing_and_more_seeds_add_to_it(whole: tuple[Path
 def test_the_demo_runs_when_it_is_made_tiny(tmp_path: Path) -> None:
     """The shipped configuration, made tiny: every key of it is sound and all five kinds are searched."""
     tiny = ["data.embedded_images=[12,6]", "data.size=64", "teacher.train.epochs=1", "train.epochs=1", "train.draws=8"]
-    tiny += ["proxy.epochs=1", "proxy.draws=8", "search.single_budget=1", "search.combination_budget=1"]
+    tiny += [
+        "proxy.epochs=1",
+        "proxy.draws=8",
+        "search.method=divide",
+        "search.single_budget=1",
+        "search.combination_budget=1",
+    ]
     tiny += ["final.seeds=[0]", "final.policies=[fitnets]", f"runs={tmp_path}/runs", "device=cpu", "executor=inline"]
     result = CliRunner().invoke(app, ["demo", *tiny])
     assert result.exit_code == 0, result.output
