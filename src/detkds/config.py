@@ -245,8 +245,7 @@ class SearchConfig(Section):
     candidates: Count = budget(16)
     """Candidate trainings of the method ``policies``."""
     portfolio: Count = numbers(8)
-    """How many policies of the portfolio the method ``policies`` begins with; those that the pair cannot serve are left
-    out."""
+    """How many of the portfolio's policies, of those that the pair can serve, the method ``policies`` begins with."""
     space: str = numbers("default")
     """What new terms are made from: ``default``, ``rows``, ``extended``, ``paper``, or the path of a space file."""
     weighting: Literal["absolute", "gradient"] = numbers("gradient")
@@ -254,8 +253,7 @@ class SearchConfig(Section):
     knowledge: tuple[str, ...] = numbers(("global", "fgbg", "instance", "logits", "localization"))
     """The kinds to search; kinds the pair cannot offer are left out with a reason."""
     sampler: str = numbers("evolution")
-    """Of the methods ``divide`` and ``joint``: a registered sampler, with arguments as in
-    ``mcts(c=1.41, amaf=false)``."""
+    """Of ``divide`` and ``joint``: a registered sampler, with arguments as in ``mcts(c=1.41, amaf=false)``."""
     single_budget: Count = budget(20)
     """Candidate trainings for each kind of knowledge, of ``divide`` and ``joint``."""
     combination_budget: int = budget(40, ge=0, le=10**9)
@@ -285,8 +283,7 @@ class SearchConfig(Section):
     """Of the candidates' initial weights and data order, of the split of the training images, and of proposals."""
 
     budget: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?x$")] | None = budget(None)
-    """What search and race may cost of the method ``policies``, in full trainings: ``6x``. It sets ``candidates`` and
-    ``race``; null leaves them as they are."""
+    """What ``policies`` may cost with its race, in full trainings: ``6x``. It sets ``candidates`` and ``race``."""
 
     @field_validator("race")
     @classmethod

@@ -51,4 +51,4 @@ def config_for_budget(trainings: int, knowledge: int = 1, **changes: Any) -> Sea
         raise ConfigError(f"search: expected a budget of at least {shares} trainings, got {trainings}")
     size = {"population": 8, "parents": 3} if single <= SMALL_BUDGET else {"population": 20, "parents": 5}
     rest = trainings - single * knowledge if knowledge > 1 else 0
-    return SearchConfig(**{**size, "single_budget": single, "combination_budget": rest, **changes})
+    return SearchConfig(**{**size, "method": "divide", "single_budget": single, "combination_budget": rest, **changes})
