@@ -80,6 +80,9 @@ TIMED = {"seconds", "teacher_outputs"}
 KILLS_PER_RUN = 12
 """After which a run is left to end, so that kills fall on all parts of a stage."""
 
+PATIENCE = {"ray": 120.0}
+"""Seconds after which no process may be left, where not 20: Ray's own agents outlive a killed Ray by up to 71 s."""
+
 MARK = "DETKDS_KILLS"
 
 
@@ -124,7 +127,7 @@ class Laboratory:
         process.start()
         return Run(process, folder, log, time.monotonic())
 
-    def orphans(self, seconds: float = 20.0) -> list[int]:
+    def orphans(self, seconds: float) -> list[int]:
         """Processes that still run after so long, beside those that serve all."""
         until = time.monotonic() + seconds
         while (left := [number for number in marked(self.home.name) if number not in self._own]) and (
@@ -246,7 +249,7 @@ def torment(laboratory: Laboratory, executor: str, stage: str, kills: int, refer
         line.runs += 1
         faults = differences(run, references[command]) + [
             f"process {number} is left: {Path(f'/proc/{number}/cmdline').read_bytes()[:80]!r}"
-            for number in laboratory.orphans()
+            for number in laboratory.orphans(PATIENCE.get(executor, 20.0))
         ]
         line.differences += len(faults)
         for fault in faults:
