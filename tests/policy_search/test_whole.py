@@ -15,7 +15,7 @@ from detkds.config import SearchConfig
 from detkds.policy_search.divide_and_conquer import search
 from detkds.policy_search.policy_surrogate import PolicySurrogate, correlation, likeness, preference
 from detkds.policy_search.portfolio import at_strength, load_portfolio, scaled
-from detkds.policy_search.result import HalvingGroup, Result, SearchError, State, Trial
+from detkds.policy_search.result import HalvingGroup, Result, SearchError, State, Trial, rank
 from detkds.policy_search.space import load_spaces
 from detkds.policy_search.whole import (
     CHANGES,
@@ -26,7 +26,6 @@ from detkds.policy_search.whole import (
     WAVE,
     PolicyEvolution,
     PolicySpace,
-    best_first,
 )
 
 SPACES = load_spaces("default", "gradient")
@@ -208,4 +207,4 @@ def test_where_losing_ones_stop_early_all_count_by_their_first_rung() -> None:
     ]
     guess = PolicySurrogate(history)
     assert guess.best == 10 and guess.predict([MIMIC])[0][0] == pytest.approx(10, abs=1)
-    assert [t.number for t in best_first(history)] == [0, 2, 1]
+    assert [t.number for t in rank(history, stopped=True)] == [0, 2, 1]

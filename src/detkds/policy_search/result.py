@@ -222,10 +222,15 @@ class Trial:
         }
 
 
-def rank(trials: Sequence[Trial]) -> list[Trial]:
-    """Completed trials, best first: by AP, then AP50, then the earlier one; one per distinct policy."""
-    completed = [trial for trial in trials if trial.state is State.COMPLETE and trial.ap is not None]
+def rank(trials: Sequence[Trial], *, stopped: bool = False) -> list[Trial]:
+    """Completed trials, best first: by AP, then AP50, then the earlier one; one per distinct policy.
+
+    Args:
+        stopped: whether those that were stopped early follow, who got further first.
+    """
+    states = (State.COMPLETE, State.PRUNED) if stopped else (State.COMPLETE,)
+    measured = [trial for trial in trials if trial.state in states and trial.ap is not None]
     best: dict[str, Trial] = {}
-    for trial in sorted(completed, key=lambda trial: trial.fitness, reverse=True):
+    for trial in sorted(measured, key=lambda trial: trial.fitness, reverse=True):
         best.setdefault(trial.key, trial)
     return list(best.values())

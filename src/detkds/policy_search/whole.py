@@ -18,7 +18,7 @@ from detkds.errors import PolicyError
 from detkds.policy import Policy, Term
 from detkds.policy_search.policy_surrogate import PolicySurrogate, preference
 from detkds.policy_search.portfolio import scaled
-from detkds.policy_search.result import State, Trial
+from detkds.policy_search.result import Trial, rank
 from detkds.policy_search.samplers.base import Proposal, SearchSampler
 from detkds.policy_search.space import Option, Params, Space, draw
 
@@ -123,7 +123,7 @@ class PolicyEvolution(SearchSampler):
         if number < len(self.initial):
             return Proposal(dict(self.initial[number]), PORTFOLIO, number)
         seen = {trial.key for trial in history}
-        leaders = best_first(history)[:LEADERS]
+        leaders = rank(history, stopped=True)[:LEADERS]
         children: dict[str, tuple[Policy, Trial | None]] = {}
         for _ in range(20 * CHILDREN):
             child, parent = self._child(leaders, rng)
@@ -191,16 +191,6 @@ class PolicyEvolution(SearchSampler):
         alike = [space for space in spaces if like is not None and space.takes(like.knowledge)]
         space = (alike or spaces)[int(rng.integers(len(alike or spaces)))]
         return space.term(draw(space, rng))
-
-
-def best_first(trials: Sequence[Trial]) -> list[Trial]:
-    """Measured trials, those that were stopped early too: who got further first, then by AP; one per distinct
-    policy."""
-    measured = [trial for trial in trials if trial.state in (State.COMPLETE, State.PRUNED)]
-    best: dict[str, Trial] = {}
-    for trial in sorted(measured, key=lambda trial: trial.fitness, reverse=True):
-        best.setdefault(trial.key, trial)
-    return list(best.values())
 
 
 def unweighted(term: Term) -> str:

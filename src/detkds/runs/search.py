@@ -10,9 +10,9 @@ from typing import Any
 from detkds.config import RunConfig
 from detkds.policy import Policy, load_policy
 from detkds.policy_search.divide_and_conquer import Event, SearchOutcome, search
-from detkds.policy_search.result import SearchError, Trial
+from detkds.policy_search.result import SearchError, Trial, rank
 from detkds.policy_search.storage import open_storage
-from detkds.policy_search.whole import PORTFOLIO, best_first
+from detkds.policy_search.whole import PORTFOLIO
 from detkds.progress import Progress
 from detkds.report import write_report
 from detkds.report.agreement import read_check
@@ -59,7 +59,7 @@ def run_search(config: RunConfig, progress: Progress) -> Finished:
                 progress.note(f"chosen: {confirmed[0].record.place}  {confirmed[0].policy}")
             chosen = [candidate.policy for candidate in confirmed[: config.final.top]]
             hand = rivals(plan, confirmed, outcome)
-            opponent = next((name for name in hand if name in hand_designed(confirmed)), None)
+            opponent = next((name for name in hand_designed(confirmed) if name in hand), None)
             with session.clocked("comparison"):
                 comparison = compare(plan, scheduler, contenders(plan, chosen, hand), opponent)
             ship(session, scheduler, comparison.rows, chosen)
@@ -150,7 +150,7 @@ def rivals(plan: Plan, confirmed: Sequence[Confirmed], outcome: SearchOutcome) -
     search."""
     if plan.config.final.policies is not None or plan.config.search.method != "policies":
         return dict(plan.policies)
-    ranked = hand_designed([*confirmed, *(Confirmed(trial) for trial in best_first(outcome.trials))])
+    ranked = hand_designed([*confirmed, *(Confirmed(trial) for trial in rank(outcome.trials, stopped=True))])
     return dict(list(ranked.items())[:RIVALS])
 
 
