@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -28,14 +27,14 @@ import numpy as np
 import torch
 
 import detkds
-from detkds.distiller import check_pair
-from detkds.errors import PolicyError, UserError
-from detkds.policy import Policy, Term, list_policies, load_policy
+from detkds.errors import PolicyError
+from detkds.policy import Policy, list_policies, load_policy
+from detkds.policy_search.portfolio import Entry, at_strength, scaled
 from detkds.policy_search.result import State
 from detkds.policy_search.space import draw, load_spaces
 from detkds.progress import Progress
 from detkds.runs.candidates import relative_policies
-from detkds.runs.plan import CONFIRMATION, SEARCH, Plan, absolute, load_run, make_plan
+from detkds.runs.plan import CONFIRMATION, SEARCH, Plan, load_run, make_plan, servable
 from detkds.runs.session import Session, open_session
 from detkds.tasks.executor import InlineExecutor
 from detkds.tasks.scheduler import Scheduler
@@ -95,7 +94,8 @@ def main() -> None:
 def candidates(plan: Plan) -> list[Candidate]:
     """Distinct policies that this pair can serve; the same for every run of one configuration."""
     rng = np.random.default_rng(0)
-    shipped = {name: policy for name in list_policies() if (policy := servable(load_policy(name), plan)) is not None}
+    entries = servable([Entry(name) for name in list_policies()], plan.build_student(0, False), plan.teacher)
+    shipped = {entry.policy: load_policy(entry.policy) for entry in entries}
     relative = dict(zip(shipped, relative_policies(plan, list(shipped.values())), strict=True))
     leaders = [name for name in LEADERS if name in shipped]
     made = [Candidate("plain", "plain", Policy())]
@@ -122,28 +122,6 @@ def candidates(plan: Plan) -> list[Candidate]:
     for candidate in made:
         distinct.setdefault(candidate.policy.key, candidate)
     return list(distinct.values())
-
-
-def servable(policy: Policy, plan: Plan) -> Policy | None:
-    """The policy, or None where the pair cannot serve it."""
-    student = plan.build_student(0, False)
-    try:
-        check_pair(absolute(policy), student, plan.teacher)
-    except UserError:
-        return None
-    return policy
-
-
-def at_strength(policy: Policy, strength: float) -> Policy:
-    """The policy with its terms' gradients, as ratios to the task's, scaled to this norm."""
-    ratios = [term.weight for term in policy if term.weighting == "gradient"]
-    norm = math.sqrt(sum(ratio**2 for ratio in ratios)) or 1.0
-    return replace(policy, terms=[scaled(term, strength / norm) for term in policy])
-
-
-def scaled(term: Term, factor: float) -> Term:
-    """The term with its weight times a factor, to three digits."""
-    return replace(term, weight=float(f"{term.weight * factor:.3g}")) if term.weighting == "gradient" else term
 
 
 def mutant(policy: Policy, spaces: Any, rng: np.random.Generator) -> Policy:

@@ -156,7 +156,7 @@ def test_correlation_by_hand() -> None:
 
 def test_the_guess_follows_what_was_measured() -> None:
     history = [trial(0, MIMIC, 30.0), trial(1, BOXES, 20.0), trial(2, MASKED, 10.0)]
-    expected, spread = PolicySurrogate(history).predict([MIMIC, BOXES, MASKED, Policy([Term("instance", [], "l1")])])
+    expected, spread = PolicySurrogate(history).guess([MIMIC, BOXES, MASKED, Policy([Term("instance", [], "l1")])])
     assert list(np.argsort(-expected[:3])) == [0, 1, 2]
     assert expected[3] == pytest.approx(20.0) and spread[3] > 3 * spread[0]
     gains = PolicySurrogate(history).expected_improvement([MIMIC, MASKED])
@@ -166,14 +166,14 @@ def test_the_guess_follows_what_was_measured() -> None:
 def test_running_candidates_lower_the_promise_of_their_like() -> None:
     near = Policy([Term("global", [], "l2", 20.0, "gradient")])
     history = [trial(0, MIMIC, 30.0), trial(1, BOXES, 20.0)]
-    before = PolicySurrogate(history).predict([near])[1]
-    after = PolicySurrogate([*history, trial(2, near, None, None)]).predict([near])[1]
+    before = PolicySurrogate(history).guess([near])[1]
+    after = PolicySurrogate([*history, trial(2, near, None, None)]).guess([near])[1]
     assert after[0] < before[0]
 
 
 def test_refused_candidates_count_as_the_worst() -> None:
     history = [trial(0, MIMIC, 30.0), trial(1, BOXES, 20.0), trial(2, MASKED, None, State.FILTERED)]
-    expected, _ = PolicySurrogate(history).predict([MASKED, BOXES])
+    expected, _ = PolicySurrogate(history).guess([MASKED, BOXES])
     assert expected[0] == pytest.approx(expected[1], abs=0.5)
     assert PolicySurrogate([trial(0, MASKED, None, State.FILTERED)]).best == 0
 
@@ -206,5 +206,5 @@ def test_where_losing_ones_stop_early_all_count_by_their_first_rung() -> None:
         replace(trial(2, MASKED, 8.0, State.PRUNED), rungs=(4.0, 8.0)),
     ]
     guess = PolicySurrogate(history)
-    assert guess.best == 10 and guess.predict([MIMIC])[0][0] == pytest.approx(10, abs=1)
+    assert guess.best == 10 and guess.guess([MIMIC])[0][0] == pytest.approx(10, abs=1)
     assert [t.number for t in rank(history, stopped=True)] == [0, 2, 1]

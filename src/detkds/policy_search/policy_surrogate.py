@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
 
 from detkds.policy import Policy, Term
 from detkds.policy_search.result import State, Trial
+from detkds.policy_search.samplers.surrogate import GaussianProcess
 from detkds.registry import expression
 
 DECAY = 0.5
@@ -24,19 +24,16 @@ NOISE = 0.1
 """Variance of what measuring adds, relative to that of AP."""
 
 
-class PolicySurrogate:
+class PolicySurrogate(GaussianProcess):
     """A Gaussian process over policies as sets of terms.
 
     Two terms of one kind of knowledge are alike by ``DECAY`` for each of transforms and distance that differs, times
     ``exp(-d^2 / 2 LENGTH^2)`` for weights that differ by d factors of ten; terms of different kinds are not. Two
     policies correlate by the sum of this over all pairs of their terms, divided by the root of both sums with
-    themselves (a normalized set kernel). AP is scaled to mean 0 and deviation 1; the plain student's policy is alike
-    itself alone.
-    Where losing candidates stop early, all count by their AP at the first rung, which all have. Those that were refused
-    count as the worst; one that still runs counts as if it gave what is expected of it.
+    themselves (a normalized set kernel); the plain student's policy is alike itself alone. Where losing candidates stop
+    early, all count by their AP at the first rung, which all have. Those that were refused count as the worst.
 
-    Source: set kernels, Gaertner et al., Multi-Instance Kernels (ICML 2002); running candidates as by the believer of
-    Ginsbourger et al. (2010), section 4.2.
+    Source: set kernels, Gaertner et al., Multi-Instance Kernels (ICML 2002).
 
     Args:
         history: the trials.
@@ -48,32 +45,15 @@ class PolicySurrogate:
         aps = [trial.rungs[0] if trial.rungs else float(trial.fitness[1]) for trial in measured]
         aps += [min(aps, default=0.0)] * len(bad)
         self.best = max(aps, default=0.0)
-        self._mean, self._deviation = (float(np.mean(aps)), float(np.std(aps)) or 1.0) if aps else (0.0, 1.0)
-        self._known: list[Policy] = []
-        self._learn([trial.policy for trial in measured + bad], np.array(aps))
-        if aps and (running := [trial.policy for trial in history if trial.state is None]):
-            expected, _ = self.predict(running)
-            self._learn([*self._known, *running], np.concatenate((aps, expected)))
-
-    def predict(self, policies: Sequence[Policy]) -> tuple[np.ndarray, np.ndarray]:
-        """The AP expected of each policy, and its standard deviation."""
-        near = correlation(policies, self._known)
-        spread = np.sqrt(np.maximum(1e-9, 1.0 - (near.T * self._solve(near.T)).sum(0)))
-        return self._mean + self._deviation * (near @ self._weights), self._deviation * spread
+        running = [trial.policy for trial in history if trial.state is None]
+        super().__init__(correlation, NOISE, [trial.policy for trial in measured + bad], aps, running)
 
     def expected_improvement(self, policies: Sequence[Policy]) -> np.ndarray:
         """How much each is expected to stand above the best so far."""
-        expected, spread = self.predict(policies)
+        expected, spread = self.guess(policies)
+        spread = np.maximum(spread, 1e-9)
         z = (expected - self.best) / spread
         return spread * (z * norm.cdf(z) + norm.pdf(z))
-
-    def _learn(self, known: list[Policy], aps: np.ndarray) -> None:
-        self._known = known
-        self._factor = cho_factor(correlation(known, known) + NOISE * np.eye(len(known))) if known else None
-        self._weights = self._solve((aps - self._mean) / self._deviation)
-
-    def _solve(self, right: np.ndarray) -> np.ndarray:
-        return right if self._factor is None else cho_solve(self._factor, right)
 
 
 def correlation(first: Sequence[Policy], second: Sequence[Policy]) -> np.ndarray:

@@ -227,8 +227,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _refuse_single_cell(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Refuse a map of one cell: torch's weight gradient of it is unwritten on the CPU in bfloat16 (2.11-2.15)."""
-    if inputs[0].shape[-2:].numel() == 1:
+    """Refuse a map of one cell: torch's weight gradient of it is unwritten on the CPU in bfloat16 (torch 2.15)."""
+    if layer.training and inputs[0].shape[-2:].numel() == 1:
         raise ConfigError(
             f"train.amp: bf16 on a CPU needs feature maps of more than one cell before every strided convolution, got"
             f" {tuple(inputs[0].shape)} before {layer}: take a larger data.size or leave train.amp out"
